@@ -1,0 +1,153 @@
+/// Where a server is and who we are to it, as its URI says. It resolves no name and opens no connection.
+#pragma once
+
+#include "types.hpp"
+
+#include <charconv>
+
+namespace redislock {
+
+/// `redis://[[user]:password@]host[:port][/db]`, or `unix:///path[?db=n]` (also with `user:password@`); parts may be
+/// percent-encoded, and an IPv6 address stands in brackets. The scheme's case does not matter.
+struct Address {
+    std::string host{}; ///< a name or a numeric address; empty for a unix socket
+    std::string port{"6379"};
+    std::string path{}; ///< of a unix socket; empty for TCP
+    std::string user{};
+    std::string password{};
+    unsigned db = 0;
+
+    /// For messages: without user and password.
+    std::string text() const {
+        if (!path.empty()) return "unix:" + path;
+        return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + port;
+    }
+
+    /// Throws std::system_error with Errc::bad_uri; the message shows the URI without its password.
+    static Address parse(std::string_view uri);
+};
+
+namespace detail {
+
+/// One URI on its way to an Address: takes it apart from the left, and says what it could not understand.
+class UriParser {
+public:
+    explicit UriParser(std::string_view uri) : uri_{uri}, rest_{uri} {}
+
+    Address parse() {
+        const auto scheme_end = rest_.find("://");
+        if (scheme_end == rest_.npos) refuse("it has no scheme; expected redis:// or unix://");
+        std::string scheme{rest_.substr(0, scheme_end)};
+        for (char& c : scheme) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+        rest_.remove_prefix(scheme_end + 3);
+        if (scheme == "rediss") refuse("TLS is not built in: a rediss:// server would be spoken to in the clear");
+        if (scheme != "redis" && scheme != "unix") refuse("its scheme is not redis:// or unix://");
+        const std::string_view query = split_off('?');
+        if (rest_.find('#') != rest_.npos || query.find('#') != query.npos) refuse("it has a fragment");
+        credentials();
+        scheme == "unix" ? unix_socket(query) : tcp(query);
+        return std::move(address_);
+    }
+
+private:
+    void credentials() {
+        const auto authority_end = std::min(rest_.find('/'), rest_.size());
+        const auto at = rest_.substr(0, authority_end).rfind('@');
+        if (at == rest_.npos) return;
+        const std::string_view user_info = rest_.substr(0, at);
+        rest_.remove_prefix(at + 1);
+        const auto colon = user_info.find(':');
+        if (colon == user_info.npos) refuse("a user needs a password: user:password@, or :password@");
+        address_.user = decoded(user_info.substr(0, colon));
+        address_.password = decoded(user_info.substr(colon + 1));
+        if (address_.password.empty()) refuse("its password is empty");
+    }
+
+    void tcp(std::string_view query) {
+        if (!query.empty()) refuse("it has a query; only unix:// has one, ?db=n");
+        const auto slash = rest_.find('/');
+        if (slash != rest_.npos) {
+            if (slash + 1 < rest_.size()) address_.db = number(rest_.substr(slash + 1), 1'000'000, "database");
+            rest_ = rest_.substr(0, slash);
+        }
+        if (rest_.starts_with('[')) {
+            const auto close = rest_.find(']');
+            if (close == rest_.npos) refuse("its [ is not closed");
+            address_.host = decoded(rest_.substr(1, close - 1));
+            rest_.remove_prefix(close + 1);
+            if (!rest_.empty() && !rest_.starts_with(':')) refuse("after ] comes :port or nothing");
+        } else {
+            const std::string_view host = rest_.substr(0, rest_.find(':'));
+            if (rest_.rfind(':') != rest_.find(':')) refuse("an IPv6 address needs brackets: [::1]");
+            address_.host = decoded(host);
+            rest_.remove_prefix(host.size());
+        }
+        if (address_.host.empty()) refuse("it names no host");
+        if (rest_.starts_with(':')) address_.port = std::to_string(number(rest_.substr(1), 65'535, "port"));
+        if (address_.port == "0") refuse("its port is 0");
+    }
+
+    void unix_socket(std::string_view query) {
+        address_.path = decoded(rest_);
+        if (!address_.path.starts_with('/')) refuse("a socket's path is absolute: unix:///run/redis.sock");
+        if (query.empty()) return;
+        if (!query.starts_with("db=")) refuse("its query is not ?db=n");
+        address_.db = number(query.substr(3), 1'000'000, "database");
+    }
+
+    /// What stands behind `mark`, which is cut off with it.
+    std::string_view split_off(char mark) {
+        const auto at = rest_.find(mark);
+        if (at == rest_.npos) return {};
+        const std::string_view behind = rest_.substr(at + 1);
+        rest_ = rest_.substr(0, at);
+        return behind;
+    }
+
+    unsigned number(std::string_view text, unsigned limit, const char* what) const {
+        unsigned value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        if (error != std::errc{} || end != text.data() + text.size() || value > limit)
+            refuse(std::string{"its "} + what + " is not a number from 0 to " + std::to_string(limit));
+        return value;
+    }
+
+    std::string decoded(std::string_view text) const {
+        std::string plain;
+        for (std::size_t i = 0; i < text.size(); ++i) {
+            char c = text[i];
+            if (c == '%') {
+                unsigned value = 0;
+                const std::string_view digits = text.substr(i + 1, 2);
+                const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
+                if (digits.size() != 2 || error != std::errc{} || end != digits.data() + 2)
+                    refuse("a % is not followed by two hexadecimal digits");
+                c = static_cast<char>(value);
+                i += 2;
+            }
+            if (c == '\0') refuse("it holds a NUL byte");
+            plain += c;
+        }
+        return plain;
+    }
+
+    /// With all that may be a password blacked out.
+    [[noreturn]] void refuse(const std::string& why) const {
+        std::string shown{uri_.substr(0, 200)};
+        const auto scheme_end = shown.find("://");
+        const auto secret = scheme_end == shown.npos ? 0 : scheme_end + 3;
+        const auto at = uri_.rfind('@');
+        if (at != uri_.npos) shown.replace(std::min(secret, shown.size()), at - secret, "***");
+        raise({Errc::bad_uri, "\"" + printable(std::move(shown)) + "\": " + why});
+    }
+
+    std::string_view uri_;
+    std::string_view rest_;
+    Address address_;
+};
+
+} // namespace detail
+
+inline Address Address::parse(std::string_view uri) { return detail::UriParser{uri}.parse(); }
+
+} // namespace redislock

@@ -1,0 +1,34 @@
+/// The seam between a lock and the place where its lease is kept: what a type must offer to be locked with, and what
+/// it must honour. It knows nothing of how a backend does it.
+#pragma once
+
+#include "types.hpp"
+
+#include <concepts>
+
+namespace redislock {
+
+/// A place where leases are kept: one server, a majority of servers, a map in memory. A model is thread-safe, outlives
+/// its locks, and honours these sentences; tests/conformance.hpp checks them:
+///
+/// - `now()` is the clock of its deadlines: monotonic, running on while the machine sleeps.
+/// - `fresh()` is a token that nobody has seen before.
+/// - `pause(t)` blocks until `t`.
+/// - `ask(r)` returns by `r.deadline`, whatever happens, but for scheduling; a *yes* was given by the place itself, a *no*
+///   means that nothing was done, and all else is *unknown*.
+/// - An acquire is granted at most once per token. A granted key lives for `r.ttl` from the moment the place acts, so at
+///   least until `r.ttl` after it was asked.
+/// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
+/// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
+///   wherever there still is one, and can't overtake it.
+// clang-format off
+template <class B>
+concept Backend = requires(B& backend, const Request& request, TimePoint until) {
+    { backend.now() } noexcept -> std::same_as<TimePoint>;
+    { backend.fresh() } -> std::same_as<Token>;
+    { backend.pause(until) } noexcept;
+    { backend.ask(request) } -> std::same_as<Answer>;
+};
+// clang-format on
+
+} // namespace redislock

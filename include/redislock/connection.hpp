@@ -1,0 +1,347 @@
+/// The thin wrapper of hiredis: one connection whose socket and deadlines are ours and whose protocol is hiredis's.
+/// It knows bytes and replies; what they mean to a lock is none of its business.
+#pragma once
+
+#include "address.hpp"
+#include "runtime.hpp"
+
+#include <hiredis/hiredis.h>
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+namespace redislock::detail {
+
+/// A command as hiredis formats it: binary-safe, every argument with its length.
+inline std::string formatted(std::initializer_list<std::string_view> arguments) {
+    std::vector<const char*> texts;
+    std::vector<std::size_t> sizes;
+    for (const std::string_view argument : arguments) {
+        texts.push_back(argument.data());
+        sizes.push_back(argument.size());
+    }
+    char* bytes = nullptr;
+    const auto size = ::redisFormatCommandArgv(&bytes, static_cast<int>(texts.size()), texts.data(), sizes.data());
+    if (size < 0) throw std::bad_alloc{};
+    const std::unique_ptr<char, decltype(&std::free)> owner{bytes, &std::free};
+    return {bytes, static_cast<std::size_t>(size)};
+}
+
+/// A reply, as far as a lock needs one. Of an array we keep that it was one.
+struct Reply {
+    int type = 0;          ///< REDIS_REPLY_STATUS, _ERROR, _INTEGER, _NIL, _STRING or _ARRAY
+    long long integer = 0; ///< of an integer
+    std::string text{};    ///< of a status, an error or a string: binary
+
+    bool is_error() const noexcept { return type == REDIS_REPLY_ERROR; }
+};
+
+/// How hiredis hands its parse over: straight into one Reply, so that a reply costs no allocation of its own. Nesting
+/// and long arrays are refused here, before the parser makes room for them: older releases recurse, or reserve 16 GB.
+struct ReplyBuilder {
+    static constexpr long long longest_array = 1024;
+
+    /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on failure.
+    template <class Fill>
+    static void* fill(const redisReadTask* task, Fill&& set) noexcept try {
+        auto* reply = static_cast<Reply*>(task->privdata);
+        if (task->parent == nullptr) {
+            reply->type = task->type;
+            set(*reply);
+        }
+        return reply;
+    } catch (...) {
+        return nullptr;
+    }
+
+    static void* string(const redisReadTask* task, char* text, std::size_t size) {
+        return fill(task, [&](Reply& reply) { reply.text.assign(text, size); });
+    }
+    static void* integer(const redisReadTask* task, long long value) {
+        return fill(task, [&](Reply& reply) { reply.integer = value; });
+    }
+    static void* nil(const redisReadTask* task) { // announced as a string or an array without a length
+        return fill(task, [](Reply& reply) { reply.type = REDIS_REPLY_NIL; });
+    }
+    template <class Count> // int before hiredis 1.0, std::size_t since
+    static void* array(const redisReadTask* task, Count elements) {
+        if (task->parent != nullptr || static_cast<long long>(elements) > longest_array) return nullptr;
+        return fill(task, [](Reply&) {});
+    }
+    static void keep(void*) {}
+
+    static redisReplyObjectFunctions* functions() {
+        static redisReplyObjectFunctions table = [] {
+            redisReplyObjectFunctions made{};
+            made.createString = string;
+            made.createArray = array;
+            made.createInteger = integer;
+            made.createNil = nil;
+            made.freeObject = keep;
+            return made;
+        }();
+        return &table;
+    }
+};
+
+/// An open socket. In a forked child it is the parent's, and is neither used nor closed.
+class Socket {
+public:
+    Socket() = default;
+    explicit Socket(int fd) noexcept : fd_{fd}, generation_{generation()} {}
+    Socket(Socket&& other) noexcept : fd_{std::exchange(other.fd_, -1)}, generation_{other.generation_} {}
+    Socket& operator=(Socket&& other) noexcept {
+        Socket old{std::move(*this)};
+        fd_ = std::exchange(other.fd_, -1);
+        generation_ = other.generation_;
+        return *this;
+    }
+    ~Socket() {
+        if (fd_ >= 0 && generation_ == generation()) ::close(fd_);
+    }
+
+    int fd() const noexcept { return fd_; }
+    explicit operator bool() const noexcept { return fd_ >= 0 && generation_ == generation(); }
+
+private:
+    int fd_ = -1;
+    unsigned generation_ = 0;
+};
+
+/// Where to connect to, as the kernel wants it.
+struct Endpoint {
+    sockaddr_storage address{};
+    socklen_t size = 0;
+    std::string text{};
+};
+
+/// All addresses of a host, or the one of a unix socket. A numeric host is not looked up; a name is, which may block for
+/// as long as the system's resolver does. Throws std::system_error: Errc::unresolved, Errc::bad_uri.
+inline std::vector<Endpoint> resolve(const Address& address) {
+    std::vector<Endpoint> found;
+    if (!address.path.empty()) {
+        Endpoint endpoint{{}, sizeof(sockaddr_un), address.text()};
+        auto* local = reinterpret_cast<sockaddr_un*>(&endpoint.address);
+        if (address.path.size() >= sizeof local->sun_path)
+            raise({Errc::bad_uri, endpoint.text + ": the path of a socket has at most " +
+                                      std::to_string(sizeof local->sun_path - 1) + " bytes"});
+        local->sun_family = AF_UNIX;
+        std::memcpy(local->sun_path, address.path.c_str(), address.path.size() + 1);
+        found.push_back(std::move(endpoint));
+        return found;
+    }
+    addrinfo hints{};
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV | AI_NUMERICHOST;
+    addrinfo* list = nullptr;
+    int error = ::getaddrinfo(address.host.c_str(), address.port.c_str(), &hints, &list);
+    if (error == EAI_NONAME) {
+        hints.ai_flags = AI_NUMERICSERV;
+        error = ::getaddrinfo(address.host.c_str(), address.port.c_str(), &hints, &list);
+    }
+    if (error != 0) raise({Errc::unresolved, address.host + ": " + ::gai_strerror(error)});
+    const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner{list, &::freeaddrinfo};
+    for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
+        Endpoint endpoint{{}, entry->ai_addrlen, {}};
+        std::memcpy(&endpoint.address, entry->ai_addr, entry->ai_addrlen);
+        char host[INET6_ADDRSTRLEN + 16] = "";
+        ::getnameinfo(entry->ai_addr, entry->ai_addrlen, host, sizeof host, nullptr, 0, NI_NUMERICHOST);
+        const bool bare = entry->ai_family != AF_INET6;
+        endpoint.text = (bare ? std::string{host} : "[" + std::string{host} + "]") + ":" + address.port;
+        found.push_back(std::move(endpoint));
+    }
+    return found;
+}
+
+/// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is
+/// closed and stays so, and failure() says why. Not thread-safe. It raises no signal and changes no signal's handling.
+class Connection {
+public:
+    /// A reply may have this many bytes. A lock's have fewer than 100.
+    static constexpr std::size_t longest_reply = 64 * 1024;
+
+    Connection() : reader_{::redisReaderCreateWithFunctions(ReplyBuilder::functions())} {
+        if (!reader_) throw std::bad_alloc{};
+    }
+
+    /// Tries each endpoint in turn, the last one until the deadline and the others for their share of the time.
+    bool open(const std::vector<Endpoint>& endpoints, TimePoint deadline) {
+        failure_ = {Errc::unreachable, "no address"};
+        for (auto left = static_cast<int>(endpoints.size()); const Endpoint& endpoint : endpoints) {
+            const TimePoint time = now();
+            const TimePoint share = time < deadline ? time + (deadline - time) / left-- : deadline;
+            if (open(endpoint, share)) return true;
+        }
+        return false;
+    }
+
+    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command among them.
+    /// Tries once even if the deadline has passed.
+    bool write(std::string_view bytes, TimePoint deadline) {
+        while (socket_ && !bytes.empty()) {
+            const ssize_t sent = ::send(socket_.fd(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (sent >= 0)
+                bytes.remove_prefix(static_cast<std::size_t>(sent));
+            else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+                if (!wait(socket_.fd(), POLLOUT, deadline)) return fail(Errc::timed_out, "sending");
+            } else if (errno != EINTR)
+                return fail(Errc::disconnected, sentence(errno));
+        }
+        return good() || fail(Errc::disconnected, "not connected");
+    }
+
+    /// The next reply that isn't owed to an earlier user; null: see failure(). It is overwritten by the next call.
+    /// Where the time is up, `last_words` are written behind the unanswered command, as far as that goes without
+    /// waiting: the server reads them in this order, whenever it may be.
+    const Reply* read(TimePoint deadline, std::string_view last_words = {}) {
+        for (; owed_ > 0; --owed_) {
+            if (!next(deadline, last_words)) return nullptr;
+            if (reply_.is_error()) objection_.swap(reply_.text);
+        }
+        return next(deadline, last_words) ? &reply_ : nullptr;
+    }
+
+    /// The reply to the last command is left for the next user to skip.
+    void owe_reply() noexcept { ++owed_; }
+
+    /// Whether it can be handed to the next user: open, and with nothing to be read but replies that are owed. A late or
+    /// surplus reply would otherwise be taken for the answer to the next question. Never blocks.
+    bool reusable() {
+        if (!good()) return false;
+        for (; owed_ > 0 && wait(socket_.fd(), POLLIN, TimePoint{}); --owed_)
+            if (!next(TimePoint{}, {})) return false;
+        if (owed_ > 0) return true;
+        char byte;
+        const bool silent = ::recv(socket_.fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
+                            (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+        return (silent && reader_->pos == reader_->len) || fail(Errc::disconnected, "closed, or out of step");
+    }
+
+    /// The last error among the replies that were skipped.
+    const std::string& objection() const noexcept { return objection_; }
+
+    bool good() const noexcept { return static_cast<bool>(socket_); }
+    const Failure& failure() const noexcept { return failure_; }
+    void close() noexcept { socket_ = {}; }
+
+private:
+    bool open(const Endpoint& endpoint, TimePoint deadline) {
+        const int family = endpoint.address.ss_family;
+        socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+        if (!socket_) return unreachable(endpoint, errno);
+        if (family != AF_UNIX) tune();
+        int error = 0;
+        if (::connect(socket_.fd(), reinterpret_cast<const sockaddr*>(&endpoint.address), endpoint.size) != 0)
+            error = errno;
+        if (error == EINPROGRESS || error == EINTR) {
+            if (!wait(socket_.fd(), POLLOUT, deadline)) return unreachable(endpoint, ETIMEDOUT);
+            socklen_t size = sizeof error;
+            ::getsockopt(socket_.fd(), SOL_SOCKET, SO_ERROR, &error, &size);
+        }
+        return error == 0 || unreachable(endpoint, error);
+    }
+
+    /// Small messages go at once, and a peer that has vanished is noticed within a minute even on an idle connection.
+    void tune() noexcept {
+        const auto set = [this](int level, int name, int value) {
+            ::setsockopt(socket_.fd(), level, name, &value, sizeof value);
+        };
+        set(IPPROTO_TCP, TCP_NODELAY, 1);
+        set(SOL_SOCKET, SO_KEEPALIVE, 1);
+        set(IPPROTO_TCP, TCP_KEEPIDLE, 30);
+        set(IPPROTO_TCP, TCP_KEEPINTVL, 10);
+        set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+    }
+
+    /// Parses one more reply into reply_, reading as long as there isn't a whole one.
+    bool next(TimePoint deadline, std::string_view last_words) {
+        reader_->privdata = &reply_;
+        reply_.type = 0;
+        for (std::size_t received = 0; good();) {
+            void* parsed = nullptr;
+            if (::redisReaderGetReply(reader_.get(), &parsed) != REDIS_OK)
+                return fail(Errc::protocol_error, reader_->errstr);
+            if (parsed != nullptr) return reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3");
+            if (received > longest_reply) return fail(Errc::protocol_error, "the reply is too long");
+            char bytes[4096];
+            const ssize_t got = receive(bytes, sizeof bytes, deadline);
+            if (got < 0 && errno == ETIMEDOUT) {
+                ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+                return fail(Errc::timed_out, "waiting for a reply");
+            }
+            if (got == 0) return fail(Errc::disconnected, "the server closed the connection");
+            if (got > 0) {
+                received += static_cast<std::size_t>(got);
+                ::redisReaderFeed(reader_.get(), bytes, static_cast<std::size_t>(got));
+            } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+                return fail(Errc::disconnected, sentence(errno));
+        }
+        return fail(Errc::disconnected, "not connected");
+    }
+
+    /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken may take longer than a near server's
+    /// answer: three times as long on some virtual machines. Where a sample shows that it's slow, the answer is looked for
+    /// first, for a moment, with the processor offered to others in between; unless that was in vain a few times.
+    ssize_t receive(char* into, std::size_t size, TimePoint deadline) noexcept {
+        constexpr std::chrono::microseconds slow{40}, moment{100};
+        constexpr int few = 8;
+        const bool sample = receipts_++ % 256 == 0;
+        const TimePoint start = now();
+        while (glances_ > 0 && !sample && now() < start + moment) {
+            const ssize_t got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+            if (got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
+                glances_ = few;
+                return got;
+            }
+            ::sched_yield();
+        }
+        if (!wait(socket_.fd(), POLLIN, deadline)) {
+            errno = ETIMEDOUT;
+            return -1;
+        }
+        if (sample)
+            glances_ = now() - start > slow ? few : 0;
+        else if (glances_ > 0)
+            --glances_;
+        return ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+    }
+
+    bool unreachable(const Endpoint& endpoint, int error) {
+        return fail(Errc::unreachable, endpoint.text + ": " + sentence(error));
+    }
+
+    /// Always false.
+    bool fail(Errc code, std::string detail) {
+        failure_ = {code, std::move(detail)};
+        close();
+        return false;
+    }
+
+    static std::string sentence(int error) { return std::system_category().message(error); }
+
+    struct FreeReader {
+        void operator()(redisReader* reader) const noexcept { ::redisReaderFree(reader); }
+    };
+
+    Socket socket_;
+    std::unique_ptr<redisReader, FreeReader> reader_;
+    Reply reply_;
+    unsigned owed_ = 0;
+    std::string objection_;
+    unsigned receipts_ = 0;
+    int glances_ = 0;
+    Failure failure_;
+};
+
+} // namespace redislock::detail

@@ -1,0 +1,121 @@
+/// Everything that can go wrong, as one error category, and the two ways to say so: a value and an exception.
+/// It knows nothing of what the library does.
+#pragma once
+
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+namespace redislock {
+
+/// Everything that can go wrong, as values of one std::error_category. All exceptions of the library are
+/// std::system_error with one of these codes (or the standard's EPERM and EDEADLK for misuse of a lock object).
+enum class Errc {
+    busy = 1,       ///< someone else holds the key
+    no_expiry,      ///< the key is held without an expiry: no lease of it will ever end by itself
+    wrong_type,     ///< the key isn't a string: some other program's data, or a lock of another kind
+    expired,        ///< the lease has ended: the key is gone
+    stolen,         ///< the key holds somebody else's token
+    unreachable,    ///< no connection could be made; nothing was sent
+    unresolved,     ///< the host's name has no address
+    timed_out,      ///< no answer by the deadline
+    disconnected,   ///< the connection ended before the answer
+    protocol_error, ///< what the server sent is no reply to what it was asked
+    out_of_memory,  ///< -OOM
+    read_only,      ///< -READONLY: this server is a replica
+    loading,        ///< -LOADING: the server is reading its data set
+    auth_required,  ///< -NOAUTH
+    auth_failed,    ///< -WRONGPASS, or AUTH refused in any other way
+    no_permission,  ///< -NOPERM, also from inside a script
+    script_running, ///< -BUSY: the server is stuck in someone's script
+    misconfigured,  ///< -MISCONF: the server can't persist, and refuses to write
+    moved,          ///< -MOVED, -ASK: another node of a cluster has the key
+    cluster_down,   ///< -CLUSTERDOWN, -TRYAGAIN
+    master_down,    ///< -MASTERDOWN: a replica without its primary
+    no_replicas,    ///< -NOREPLICAS: fewer replicas than the server demands
+    max_clients,    ///< the server has no room for another client
+    no_such_db,     ///< SELECT was refused
+    unsupported,    ///< the server doesn't know a command that we need
+    server_error,   ///< any other error reply
+    bad_key,        ///< a key that is empty or too long
+    bad_option,     ///< an option outside its bounds
+    bad_uri,        ///< a server's URI that can't be understood
+};
+
+} // namespace redislock
+
+template <>
+struct std::is_error_code_enum<redislock::Errc> : std::true_type {};
+
+namespace redislock {
+
+namespace detail {
+class ErrorCategory final : public std::error_category {
+public:
+    const char* name() const noexcept override { return "redislock"; }
+
+    std::string message(int value) const override {
+        switch (static_cast<Errc>(value)) {
+        case Errc::busy: return "the lock is held by someone else";
+        case Errc::no_expiry: return "the key is held without an expiry";
+        case Errc::wrong_type: return "the key is not a lock: its value is not a string";
+        case Errc::expired: return "the lease has ended";
+        case Errc::stolen: return "the key is held by someone else's token";
+        case Errc::unreachable: return "the server can not be reached";
+        case Errc::unresolved: return "the host name can not be resolved";
+        case Errc::timed_out: return "the server has not answered in time";
+        case Errc::disconnected: return "the connection was lost before the answer";
+        case Errc::protocol_error: return "the server's answer is not understood";
+        case Errc::out_of_memory: return "the server is out of memory";
+        case Errc::read_only: return "the server is a read-only replica";
+        case Errc::loading: return "the server is loading its data set";
+        case Errc::auth_required: return "the server asks for a password";
+        case Errc::auth_failed: return "the server refused the user or the password";
+        case Errc::no_permission: return "the user may not do this on the server";
+        case Errc::script_running: return "the server is busy with a script";
+        case Errc::misconfigured: return "the server can not persist and refuses to write";
+        case Errc::moved: return "the key belongs to another node of the cluster";
+        case Errc::cluster_down: return "the cluster can not serve the key now";
+        case Errc::master_down: return "the replica has lost its primary";
+        case Errc::no_replicas: return "the server has too few replicas to write";
+        case Errc::max_clients: return "the server has reached its maximum of clients";
+        case Errc::no_such_db: return "the server refused the database number";
+        case Errc::unsupported: return "the server does not know the command";
+        case Errc::server_error: return "the server answered with an error";
+        case Errc::bad_key: return "this can not be the key of a lock";
+        case Errc::bad_option: return "an option is out of its bounds";
+        case Errc::bad_uri: return "this is not the URI of a Redis server";
+        }
+        return "unknown error of redislock";
+    }
+};
+} // namespace detail
+
+inline const std::error_category& category() noexcept {
+    static const detail::ErrorCategory instance;
+    return instance;
+}
+
+inline std::error_code make_error_code(Errc code) noexcept { return {static_cast<int>(code), category()}; }
+
+/// What went wrong, and the sentence that the server or the system had for it. False where nothing did.
+/// The sentence never holds a password or a token.
+struct Failure {
+    std::error_code code{};
+    std::string detail{};
+
+    explicit operator bool() const noexcept { return static_cast<bool>(code); }
+};
+
+[[noreturn]] inline void raise(const Failure& failure) { throw std::system_error{failure.code, failure.detail}; }
+
+namespace detail {
+/// For messages.
+inline std::string printable(std::string text) {
+    for (char& c : text) c = static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;
+    return text;
+}
+} // namespace detail
+
+} // namespace redislock

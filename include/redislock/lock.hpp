@@ -1,0 +1,314 @@
+/// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
+/// How a lease is kept is the backend's affair, and whether it still is one the Lease judges.
+#pragma once
+
+#include "backend.hpp"
+#include "lease.hpp"
+#include "runtime.hpp"
+
+#include <charconv>
+#include <memory>
+#include <mutex>
+
+namespace redislock {
+
+/// A scoped lock on a key, over any Backend. It is the guard (it unlocks when it is destroyed) and, being Lockable and
+/// TimedLockable, also fits std::unique_lock, std::scoped_lock and std::lock.
+///
+/// Movable, not copyable. An object belongs to one thread at a time; different objects are independent, and a process
+/// holds a key at most once, since each attempt has a token of its own: locks are not recursive. In a forked child no
+/// lock of the parent is held, and nothing is sent for it.
+///
+/// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
+/// object holds already. That somebody else holds the key is no error but a `false`.
+template <Backend B>
+class RedisLock {
+public:
+    /// Waits for the lock, as lock() does. Throws as lock() does, and Errc::bad_key or Errc::bad_option.
+    RedisLock(B& backend, std::string_view key, const Options& options = {})
+        : RedisLock{backend, key, options, std::defer_lock} {
+        lock();
+    }
+
+    /// Asks nothing yet.
+    RedisLock(B& backend, std::string_view key, const Options& options, std::defer_lock_t) {
+        detail::check_key(key);
+        detail::check(options);
+        state_ = std::make_shared<State>(backend, std::string{key}, options);
+    }
+
+    /// Asks once, as try_lock() does; look at owns_lock().
+    RedisLock(B& backend, std::string_view key, const Options& options, std::try_to_lock_t)
+        : RedisLock{backend, key, options, std::defer_lock} {
+        try_lock();
+    }
+
+    /// Takes over the lease that `token` proves, from another thread or process, by extending it to `options.ttl`.
+    /// Throws Errc::expired or Errc::stolen if there is no such lease.
+    RedisLock(B& backend, std::string_view key, const Options& options, std::adopt_lock_t, const Token& token)
+        : RedisLock{backend, key, options, std::defer_lock} {
+        adopt(token);
+    }
+
+    /// The same four, for those who only choose the ttl.
+    template <class... Tags>
+    RedisLock(B& backend, std::string_view key, Millis lease_time, const Tags&... tags)
+        : RedisLock{backend, key, Options{.ttl = lease_time}, tags...} {}
+
+    RedisLock(RedisLock&&) noexcept = default;
+
+    /// Unlocks what it held, as the destructor does.
+    RedisLock& operator=(RedisLock&& other) noexcept {
+        RedisLock{std::move(other)}.swap(*this);
+        return *this;
+    }
+
+    /// Unlocks. Blocks for at most the answer time-out; with `confirm_release = false` not at all, unless a connection
+    /// has to be made.
+    ~RedisLock() { let_go(!state_ || state_->options.confirm_release); }
+
+    /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
+    /// has lasted for the answer time-out since it was noticed, so within twice that. What was granted unknown to us is undone.
+    void lock() { acquire(TimePoint::max()); }
+
+    /// Asks once; false if someone holds the key. Blocks for at most the answer time-out, and throws if that passes
+    /// without an answer.
+    bool try_lock() { return acquire(TimePoint::min()); }
+
+    /// As lock(), and false when the time is up. Blocks no longer than `span`, to connect included; a `span` of zero or
+    /// less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time, and Errc::no_expiry or
+    /// Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait out.
+    template <class Rep, class Period>
+    bool try_lock_for(const std::chrono::duration<Rep, Period>& span) {
+        return span > span.zero() ? acquire(later(own().backend.now(), span)) : try_lock();
+    }
+
+    /// The same, until a moment on any clock. A clock that is stepped while we wait is not looked at again.
+    template <class Clock, class Duration>
+    bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment) {
+        if constexpr (std::is_same_v<Clock, LeaseClock>)
+            return acquire(moment);
+        else
+            return try_lock_for(moment - Clock::now());
+    }
+
+    /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
+    /// outcome leaves no lock held. Blocks for at most the answer time-out; tries again while there is trouble.
+    Unlocked unlock() noexcept { return let_go(true); }
+
+    /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
+    /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
+    /// out of bounds; all else is the outcome, and after unknown the lease is as it was.
+    Outcome extend(Millis ttl) {
+        detail::check_ttl(ttl);
+        State& state = own();
+        const TimePoint asked = state.backend.now();
+        switch (state.lease.state(asked)) {
+        case Lease::State::held:
+            return extend(state, ttl, std::min(state.lease.end(), asked + state.options.answer_timeout));
+        case Lease::State::lost: return state.lease.loss();
+        case Lease::State::lapsed: return Outcome::expired;
+        default: return Outcome::not_held;
+        }
+    }
+
+    /// Whether the lease can be used at this moment: the clock is asked, and nothing and nobody else. Some 40 ns.
+    bool owns_lock() const noexcept { return holding() && state_->lease.held(state_->backend.now()); }
+    explicit operator bool() const noexcept { return owns_lock(); }
+
+    /// What is left of the lease, rounded down; zero if it isn't held.
+    Millis remaining() const noexcept {
+        return holding() ? state_->lease.remaining(state_->backend.now()) : Millis::zero();
+    }
+
+    /// The proof of ownership; nil if the lock isn't held.
+    Token token() const noexcept { return owns_lock() ? state_->lease.token() : Token{}; }
+
+    /// Empty if the object was moved from.
+    std::string_view key() const noexcept { return state_ ? std::string_view{state_->key} : std::string_view{}; }
+
+    void swap(RedisLock& other) noexcept { state_.swap(other.state_); }
+    friend void swap(RedisLock& a, RedisLock& b) noexcept { a.swap(b); }
+
+private:
+    /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
+    struct State {
+        State(B& where, std::string what, const Options& how)
+            : backend{where}, key{std::move(what)}, options{how}, lease{how} {}
+
+        Request request(Verb verb, TimePoint deadline) const noexcept {
+            return {.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
+        }
+
+        B& backend;
+        const std::string key;
+        const Options options;
+        Lease lease;
+        unsigned generation = detail::generation();
+    };
+
+    /// Grows from 1 ms to Options::longest_pause; the pause itself is random up to that ("full jitter", M. Brooker 2015),
+    /// and its randomness a fresh token's.
+    class Pace {
+    public:
+        explicit Pace(State& state) noexcept : state_{state} {}
+
+        /// Blocks, but neither beyond `limit` nor for much longer than the holder has.
+        void rest(TimePoint limit, std::optional<Millis> holder_left = {}) {
+            using Fine = std::chrono::microseconds;
+            const Fine cap = std::min(longest_, holder_left.value_or(longest_) + Millis{1});
+            longest_ = std::min(longest_ * 2, state_.options.longest_pause);
+            const Token dice = state_.backend.fresh();
+            std::uint32_t random = 0;
+            std::from_chars(dice.hex().data(), dice.hex().data() + 8, random, 16);
+            const Fine pause{static_cast<std::int64_t>(static_cast<double>(cap.count()) * random / 4294967296.0)};
+            state_.backend.pause(std::min(limit, later(state_.backend.now(), pause + Fine{1})));
+        }
+
+    private:
+        State& state_;
+        Millis longest_{1};
+    };
+
+    /// In a forked child the parent's lease is none of ours.
+    bool holding() const noexcept { return state_ && state_->generation == detail::generation(); }
+
+    State& own() {
+        if (!state_) raise({std::make_error_code(std::errc::operation_not_permitted), "the lock was moved from"});
+        if (!holding()) {
+            state_->lease = Lease{state_->options};
+            state_->generation = detail::generation();
+        }
+        return *state_;
+    }
+
+    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`.
+    template <class Judge>
+    static auto insist(State& state, const Request& request, Judge judge) {
+        for (Pace pace{state};;) {
+            const Answer answer = state.backend.ask(request);
+            const auto judged = judge(answer);
+            if (!answer.is_trouble() || state.backend.now() >= request.deadline) return judged;
+            pace.rest(request.deadline);
+        }
+    }
+
+    static Outcome extend(State& state, Millis ttl, TimePoint deadline) {
+        Request request = state.request(Verb::extend, deadline);
+        request.ttl = ttl;
+        const TimePoint asked = state.backend.now();
+        return insist(state, request, [&](const Answer& answer) {
+            return state.lease.extended(answer, asked, ttl, state.backend.now());
+        });
+    }
+
+    static Outcome release(State& state, TimePoint deadline, bool wants_answer) {
+        Request request = state.request(Verb::release, deadline);
+        request.wants_answer = wants_answer;
+        return insist(state, request,
+                      [&](const Answer& answer) { return state.lease.released(answer, state.backend.now()); });
+    }
+
+    Outcome let_go(bool wants_answer) noexcept try {
+        if (!holding()) return Outcome::not_held;
+        State& state = *state_;
+        const TimePoint now = state.backend.now();
+        const Lease::State was = state.lease.state(now);
+        state.lease.let_go();
+        if (was == Lease::State::lost) return state.lease.loss();
+        if (was != Lease::State::held && was != Lease::State::lapsed) return Outcome::not_held;
+        return release(state, later(now, state.options.answer_timeout), wants_answer);
+    } catch (...) {
+        return Outcome::unknown;
+    }
+
+    /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
+    /// answer time-out; and each question has that time-out too, or what is left until the last word.
+    bool acquire(TimePoint give_up) {
+        State& state = own();
+        const Millis answer_timeout = state.options.answer_timeout;
+        const TimePoint started = state.backend.now();
+        if (state.lease.held(started))
+            raise({std::make_error_code(std::errc::resource_deadlock_would_occur), detail::printable(state.key)});
+        const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
+        std::optional<Answer> busy, trouble;
+        TimePoint trouble_ends = TimePoint::max();
+        for (Pace pace{state};;) {
+            const TimePoint asked = state.backend.now();
+            const TimePoint in_full = later(asked, answer_timeout);
+            const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
+            const Answer answer = attempt(state, deadline, busy.has_value());
+            const TimePoint now = state.backend.now();
+            if (state.lease.held(now)) return true;
+            if (answer.is_busy()) {
+                if (give_up <= started) return false;
+                busy = answer;
+                trouble.reset();
+                trouble_ends = TimePoint::max();
+            } else {
+                if (!answer.is_trouble()) fail(state, answer.why);
+                if (!trouble) trouble_ends = later(now, answer_timeout);
+                if (!trouble || deadline == in_full) trouble = answer; // what was cut short tells less
+                if (now >= trouble_ends) fail(state, trouble->why);
+            }
+            const auto for_a_last_question = 2 * (now - asked) + Millis{1};
+            if (last_word - now <= for_a_last_question) {
+                state.backend.pause(last_word);
+                return busy ? contended(state, *busy) : fail(state, trouble->why);
+            }
+            pace.rest(std::min(last_word - for_a_last_question, trouble_ends), answer.holder_left);
+        }
+    }
+
+    /// One question, with a token of its own; before it the undoing of what an earlier one may have left behind.
+    static Answer attempt(State& state, TimePoint deadline, bool wait) {
+        if (state.lease.unsettled(state.backend.now())) {
+            state.lease.let_go();
+            const Answer undone = state.backend.ask(state.request(Verb::release, deadline));
+            state.lease.released(undone, state.backend.now());
+            if (state.lease.unsettled(state.backend.now())) return undone;
+        }
+        state.lease.ask(state.backend.fresh(), state.backend.now(), state.options.ttl);
+        Request request = state.request(Verb::acquire, deadline);
+        if (wait) request.patience = state.options.ttl / 4;
+        const Answer answer = state.backend.ask(request);
+        state.lease.answered(answer, state.backend.now());
+        if (answer.verdict == Verdict::yes && state.lease.unsettled(state.backend.now()))
+            return {Verdict::unknown, {Errc::timed_out, "granted too late to be of use"}};
+        return answer;
+    }
+
+    /// The time is up and the key is held. Where the holder has no lease that ends, that is worth an error.
+    static bool contended(State& state, const Answer& busy) {
+        if (busy.why.code != Errc::busy) fail(state, busy.why);
+        undo_unheard(state);
+        return false;
+    }
+
+    [[noreturn]] static bool fail(State& state, const Failure& why) {
+        undo_unheard(state);
+        raise({why.code, detail::printable(state.key) + (why.detail.empty() ? "" : ": " + why.detail)});
+    }
+
+    /// There is no time left to hear of it, but what may have been granted can still be undone.
+    static void undo_unheard(State& state) {
+        const TimePoint now = state.backend.now();
+        if (state.lease.unsettled(now)) release(state, now, false);
+    }
+
+    void adopt(const Token& token) {
+        State& state = own();
+        const TimePoint asked = state.backend.now();
+        state.lease.ask(token, asked, state.options.ttl);
+        const Request request = state.request(Verb::extend, later(asked, state.options.answer_timeout));
+        const Answer answer = insist(state, request, [](const Answer& last) { return last; });
+        state.lease.answered(answer, state.backend.now());
+        if (state.lease.held(state.backend.now())) return;
+        state.lease = Lease{state.options};
+        raise({answer.why ? answer.why.code : make_error_code(Errc::timed_out), detail::printable(state.key)});
+    }
+
+    std::shared_ptr<State> state_;
+};
+
+} // namespace redislock

@@ -1,0 +1,238 @@
+/// A map as a backend, with simulated time, latency and faults: for our tests and for those of the library's users.
+/// It keeps every sentence of backend.hpp, and knows no server and no lock.
+#pragma once
+
+#include "backend.hpp"
+#include "runtime.hpp"
+
+#include <deque>
+#include <map>
+#include <mutex>
+#include <vector>
+
+namespace redislock {
+
+/// What may befall a request on its way to the memory and back.
+enum class Fault {
+    none,
+    request_lost, ///< it never arrives, and nobody answers
+    reply_lost,   ///< it is carried out, and nobody answers
+    reset_before, ///< the connection breaks before it is carried out
+    reset_after,  ///< the connection breaks after it is carried out
+};
+
+/// A place for leases without a server. Thread-safe; neither copied nor moved.
+///
+/// Its time is simulated: it stands still, but moves on by itself while a lock waits, for the holder or for an answer, so
+/// that minutes of waiting take microseconds. In a test with several threads a holder would find its lease gone as soon
+/// as another waits; they want `Memory{Memory::Time::real}`.
+class Memory {
+public:
+    enum class Time { simulated, real };
+
+    explicit Memory(Time time = Time::simulated) noexcept : real_{time == Time::real} {}
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+    TimePoint now() const noexcept {
+        const std::lock_guard guard{mutex_};
+        return time();
+    }
+
+    /// Repeatable: the n-th token of every memory is the same.
+    Token fresh() {
+        const std::lock_guard guard{mutex_};
+        const std::uint64_t n = ++tokens_;
+        return Token::from_bits(scrambled(2 * n), scrambled(2 * n + 1));
+    }
+
+    /// Simulated: moves the time on to `until`, and returns.
+    void pause(TimePoint until) noexcept {
+        std::unique_lock guard{mutex_};
+        wait(guard, until);
+    }
+
+    Answer ask(const Request& request) {
+        std::unique_lock guard{mutex_};
+        const Fault fault = next_fault();
+        const TimePoint arrival = time() + std::exchange(delay_, Millis::zero()) + latency_ / 2;
+        const TimePoint reply = arrival + latency_ / 2;
+        Answer answer{Verdict::unknown};
+        if (fault != Fault::request_lost && fault != Fault::reset_before)
+            answer = deliver(request, request.verb, arrival);
+        if (!request.wants_answer) return {Verdict::unknown};
+        if (fault == Fault::reset_before || fault == Fault::reset_after) {
+            wait(guard, std::min(reply, request.deadline));
+            return {Verdict::unknown, {Errc::disconnected, {}}};
+        }
+        if (fault == Fault::none && reply <= request.deadline) {
+            wait(guard, reply);
+            return answer;
+        }
+        wait(guard, request.deadline);
+        if (request.verb == Verb::acquire && fault != Fault::request_lost)
+            deliver(request, Verb::release, std::max(arrival, request.deadline + latency_ / 2));
+        return {Verdict::unknown, {Errc::timed_out, {}}};
+    }
+
+    /// Time passes, while nobody waits. Simulated time only.
+    void advance(Millis span) { pause(later(now(), span)); }
+
+    /// A message's way to and fro takes this long from now on.
+    void set_latency(Millis round_trip) {
+        const std::lock_guard guard{mutex_};
+        latency_ = round_trip;
+    }
+
+    /// Befalls one request: the next that has no fault yet. Calls queue up.
+    void inject(Fault fault) {
+        const std::lock_guard guard{mutex_};
+        faults_.push_back(fault);
+    }
+
+    /// Befalls every request, until it is set to none. A server that is deaf loses requests, a mute one replies.
+    void set_fault(Fault fault) {
+        const std::lock_guard guard{mutex_};
+        lasting_ = fault;
+    }
+
+    /// The next request arrives this much later, and what is later than its deadline is carried out all the same.
+    void delay_next(Millis by) {
+        const std::lock_guard guard{mutex_};
+        delay_ = by;
+    }
+
+    /// What another client, or an operator, may do to a key behind our back. Without `ttl` it stays for ever.
+    void put(std::string key, std::string value, std::optional<Millis> ttl = {}) {
+        const std::lock_guard guard{mutex_};
+        carry_out_until(time());
+        keys_[std::move(key)] = {std::move(value), ttl ? later(time(), *ttl) : TimePoint::max(), true};
+    }
+
+    /// A value that is no string, as the locks of some other libraries are.
+    void put_hash(std::string key) {
+        const std::lock_guard guard{mutex_};
+        keys_[std::move(key)] = {{}, TimePoint::max(), false};
+    }
+
+    void erase(std::string_view key) {
+        const std::lock_guard guard{mutex_};
+        carry_out_until(time());
+        if (const auto at = keys_.find(key); at != keys_.end()) keys_.erase(at);
+    }
+
+    /// What the key holds now; nothing if it is free.
+    std::optional<std::string> get(std::string_view key) {
+        const std::lock_guard guard{mutex_};
+        carry_out_until(time());
+        const Entry* entry = find(key, time());
+        return entry != nullptr ? std::optional{entry->value} : std::nullopt;
+    }
+
+private:
+    struct Entry {
+        std::string value;
+        TimePoint expiry;
+        bool is_string;
+    };
+
+    /// A request on its way. Of two that arrive together the one sent first is carried out first.
+    struct Message {
+        TimePoint arrival;
+        Verb verb;
+        std::string key;
+        Token token;
+        Millis ttl;
+    };
+
+    static std::uint64_t scrambled(std::uint64_t x) noexcept { // splitmix64's finaliser (Vigna 2015)
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+        return x ^ (x >> 31);
+    }
+
+    TimePoint time() const noexcept { return real_ ? detail::now() : simulated_; }
+
+    void wait(std::unique_lock<std::mutex>& guard, TimePoint until) noexcept {
+        if (real_) {
+            guard.unlock();
+            detail::wait(-1, 0, until);
+            guard.lock();
+        }
+        simulated_ = std::max(simulated_, until);
+    }
+
+    Fault next_fault() {
+        if (faults_.empty()) return lasting_;
+        const Fault fault = faults_.front();
+        faults_.pop_front();
+        return fault;
+    }
+
+    /// Carried out now as seen by the one who asks, whose clock stands still until then; what is late, when it is due.
+    Answer deliver(const Request& request, Verb verb, TimePoint arrival) {
+        Message message{arrival, verb, std::string{request.key}, request.token, request.ttl};
+        carry_out_until(time());
+        if (arrival <= request.deadline && verb == request.verb) {
+            carry_out_until(arrival);
+            return carry_out(message);
+        }
+        const auto after = std::upper_bound(messages_.begin(), messages_.end(), arrival,
+                                            [](TimePoint time, const Message& other) { return time < other.arrival; });
+        messages_.insert(after, std::move(message));
+        return {Verdict::unknown};
+    }
+
+    void carry_out_until(TimePoint moment) {
+        while (!messages_.empty() && messages_.front().arrival <= moment) {
+            carry_out(messages_.front());
+            messages_.pop_front();
+        }
+    }
+
+    Entry* find(std::string_view key, TimePoint moment) {
+        const auto at = keys_.find(key);
+        if (at == keys_.end()) return nullptr;
+        if (moment < at->second.expiry) return &at->second;
+        keys_.erase(at);
+        return nullptr;
+    }
+
+    Answer carry_out(const Message& message) {
+        Entry* entry = find(message.key, message.arrival);
+        if (message.verb == Verb::acquire) {
+            if (entry != nullptr) return busy(*entry, message.arrival);
+            keys_[message.key] = {std::string{message.token.hex()}, message.arrival + message.ttl, true};
+            return {Verdict::yes};
+        }
+        if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
+        if (!entry->is_string || entry->value != message.token.hex()) return {Verdict::no, {Errc::stolen, {}}};
+        if (message.verb == Verb::extend)
+            entry->expiry = entry->expiry == TimePoint::max() ? message.arrival + message.ttl
+                                                              : std::max(entry->expiry, message.arrival + message.ttl);
+        else
+            keys_.erase(keys_.find(message.key));
+        return {Verdict::yes};
+    }
+
+    static Answer busy(const Entry& holder, TimePoint moment) {
+        if (!holder.is_string) return {Verdict::no, {Errc::wrong_type, {}}};
+        if (holder.expiry == TimePoint::max()) return {Verdict::no, {Errc::no_expiry, {}}};
+        return {Verdict::no, {Errc::busy, {}}, std::chrono::ceil<Millis>(holder.expiry - moment)};
+    }
+
+    const bool real_;
+    mutable std::mutex mutex_;
+    TimePoint simulated_{std::chrono::hours{1}};
+    std::map<std::string, Entry, std::less<>> keys_;
+    std::deque<Message> messages_;
+    std::deque<Fault> faults_;
+    Fault lasting_ = Fault::none;
+    Millis delay_{0};
+    TimePoint::duration latency_{0};
+    std::uint64_t tokens_ = 0;
+};
+
+static_assert(Backend<Memory>);
+
+} // namespace redislock

@@ -1,0 +1,10 @@
+/// The whole library: distributed locks on Redis, as scoped locks. Include this one; it is some 2,000 lines with hiredis.
+#pragma once
+
+#define REDISLOCK_VERSION_MAJOR 0
+#define REDISLOCK_VERSION_MINOR 1
+#define REDISLOCK_VERSION_PATCH 0
+
+#include "lock.hpp"
+#include "memory.hpp"
+#include "redis.hpp"

@@ -1,0 +1,70 @@
+/// What the library needs of the operating system: the clock, the one way to wait, random bits, and whether we are still
+/// the process that we were. It knows no lock and no protocol.
+#pragma once
+
+#include "types.hpp"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+
+#if defined(_WIN32)
+#error "redislock needs a POSIX system; Windows is not supported"
+#endif
+
+namespace redislock::detail {
+
+/// The clock of leases. On Linux it runs on while the machine sleeps, as a server's expiry does; elsewhere it's the
+/// monotonic clock. Some 30 ns a call.
+inline TimePoint now() noexcept {
+#if defined(CLOCK_BOOTTIME)
+    constexpr clockid_t clock = CLOCK_BOOTTIME;
+#else
+    constexpr clockid_t clock = CLOCK_MONOTONIC;
+#endif
+    timespec time{};
+    ::clock_gettime(clock, &time);
+    return TimePoint{std::chrono::seconds{time.tv_sec} + std::chrono::nanoseconds{time.tv_nsec}};
+}
+
+/// Blocks until `fd` is ready for `events` (then true) or the deadline has passed. Signals don't shorten or prolong it.
+/// An fd of -1 is never ready. Readiness is looked for at least once, however late it is.
+inline bool wait(int fd, short events, TimePoint deadline) noexcept {
+    constexpr Millis longest{60'000};
+    for (;;) {
+        const TimePoint time = now();
+        const auto left = time < deadline ? std::chrono::ceil<Millis>(deadline - time) : Millis::zero();
+        pollfd entry{fd, events, 0};
+        const int ready = ::poll(&entry, 1, static_cast<int>(std::min(left, longest).count()));
+        if (ready > 0) return true;
+        if (ready < 0 && errno != EINTR && errno != EAGAIN) return false;
+        if (left == Millis::zero()) return false;
+    }
+}
+
+/// A number that changes in a forked child: what remembers another one belongs to the parent.
+inline unsigned generation() noexcept {
+    static std::atomic<unsigned> forks{0};
+    static const bool watched = ::pthread_atfork(nullptr, nullptr, [] { ++forks; }) == 0;
+    return watched ? forks.load(std::memory_order_relaxed) : static_cast<unsigned>(::getpid());
+}
+
+/// 128 bits from the operating system's generator, at each call: a forked child or a restored snapshot has no state to
+/// repeat. Throws std::system_error if there are none to be had; it never makes do with less.
+inline Token random_token() {
+    std::array<std::uint64_t, 2> bits{};
+    auto* bytes = reinterpret_cast<unsigned char*>(bits.data());
+    for (std::size_t have = 0; have < sizeof bits;) {
+        const ssize_t got = ::getrandom(bytes + have, sizeof bits - have, 0);
+        if (got > 0) have += static_cast<std::size_t>(got);
+        if (got < 0 && errno != EINTR) raise({{errno, std::generic_category()}, "no random bits for a token"});
+    }
+    return Token::from_bits(bits[0], bits[1]);
+}
+
+} // namespace redislock::detail

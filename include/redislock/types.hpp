@@ -1,0 +1,206 @@
+/// The words of the library: token, verdict, request, answer, outcome and options, all of them plain values.
+/// What is in here knows no server, no clock and no thread.
+#pragma once
+
+#include "errors.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace redislock {
+
+/// Every duration of the interface. A finer one (900us) does not compile, so no lease is ever cut down to 0 ms.
+using Millis = std::chrono::milliseconds;
+
+/// The time scale on which leases are judged. It has no now(): a backend owns its clock, the judgement is told the time.
+struct LeaseClock {
+    using duration = std::chrono::nanoseconds;
+    using rep = duration::rep;
+    using period = duration::period;
+    using time_point = std::chrono::time_point<LeaseClock>;
+    static constexpr bool is_steady = true;
+};
+
+using TimePoint = LeaseClock::time_point;
+
+/// `start + span`, or the end of time where that would overflow.
+template <class Rep, class Period>
+constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> span) noexcept {
+    constexpr std::chrono::duration<double> a_century{3.15e9};
+    if (std::chrono::duration<double>{span} > a_century) return TimePoint::max();
+    return start + std::chrono::ceil<TimePoint::duration>(std::max(span, std::chrono::duration<Rep, Period>::zero()));
+}
+
+/// The proof of ownership: 128 random bits, as 32 hexadecimal digits, fresh for every attempt to acquire.
+/// It converts neither from nor to a string, so that it can't be passed where a key belongs; from_hex() and hex() are
+/// for handing a lease to another process. A default-constructed token is nil and proves nothing.
+class Token {
+public:
+    static constexpr std::size_t digits = 32;
+
+    constexpr Token() noexcept { hex_.fill('0'); }
+
+    static constexpr Token from_bits(std::uint64_t high, std::uint64_t low) noexcept {
+        Token token;
+        for (std::size_t i = 0; i < digits / 2; ++i) {
+            token.hex_[digits / 2 - 1 - i] = alphabet[(high >> (4 * i)) & 15];
+            token.hex_[digits - 1 - i] = alphabet[(low >> (4 * i)) & 15];
+        }
+        return token;
+    }
+
+    /// The token that hex() printed; nothing if `text` isn't 32 lower-case hexadecimal digits.
+    static constexpr std::optional<Token> from_hex(std::string_view text) noexcept {
+        if (text.size() != digits || text.find_first_not_of(alphabet) != text.npos) return std::nullopt;
+        Token token;
+        std::copy(text.begin(), text.end(), token.hex_.begin());
+        return token;
+    }
+
+    /// As the server stores it. The view lives as long as the token, so a temporary one has none.
+    constexpr std::string_view hex() const& noexcept { return {hex_.data(), hex_.size()}; }
+    std::string_view hex() const&& = delete;
+    constexpr bool is_nil() const noexcept { return *this == Token{}; }
+
+    friend constexpr bool operator==(const Token&, const Token&) noexcept = default;
+
+private:
+    static constexpr std::string_view alphabet = "0123456789abcdef";
+    std::array<char, digits> hex_{};
+};
+
+/// Unknown is not no: the request may have been carried out, and only its answer lost.
+enum class Verdict { yes, no, unknown };
+
+/// What a lock may ask of a backend: three verbs and no more.
+enum class Verb {
+    acquire, ///< take the key for this token, unless anyone has it
+    extend,  ///< let the key live for at least `ttl` from now, if it holds this token
+    release, ///< delete the key, if it holds this token
+};
+
+/// One question to a backend. The views must outlive the call, and no longer.
+struct Request {
+    Verb verb;
+    std::string_view key;
+    const Token& token;
+    Millis ttl;         ///< of the lease
+    TimePoint deadline; ///< when we stop waiting for the answer, on the backend's clock
+    Millis patience{0}; ///< acquire: how long it may wait for the holder; above zero, a no says what time he has left
+
+    /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
+    bool wants_answer = true;
+};
+
+/// What a backend says to a Request.
+/// *No* is certain: nothing was done, and `why` says for what reason (busy, expired, stolen, a server's refusal, no
+/// connection). After an *unknown* acquire the backend has sent an undo behind it wherever it still could.
+struct Answer {
+    Verdict verdict;
+    Failure why{};
+    std::optional<Millis> holder_left{}; ///< busy only: the holder's remaining time, where it is known
+
+    /// The key is held, by whatever it may be.
+    bool is_busy() const noexcept {
+        return verdict == Verdict::no &&
+               (why.code == Errc::busy || why.code == Errc::no_expiry || why.code == Errc::wrong_type);
+    }
+
+    /// Time may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
+    bool is_trouble() const noexcept {
+        if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
+        switch (static_cast<Errc>(why.code.value())) {
+        case Errc::unreachable:
+        case Errc::disconnected:
+        case Errc::timed_out:
+        case Errc::loading:
+        case Errc::script_running:
+        case Errc::misconfigured:
+        case Errc::cluster_down:
+        case Errc::master_down:
+        case Errc::no_replicas:
+        case Errc::max_clients: return true;
+        default: return false;
+        }
+    }
+};
+
+/// What became of a lease when it was to be extended or released.
+enum class Outcome {
+    confirmed, ///< the server did it, and the key had been ours until then
+    expired,   ///< too late: the lease had ended
+    stolen,    ///< too late: the key holds another's token
+    unknown,   ///< nobody said; a key that is left behind goes when its ttl has run out
+    not_held,  ///< there was no lease, and nothing was sent
+};
+
+using Unlocked = Outcome;
+
+/// How a lock behaves. An aggregate, for designated initialisers: `{.ttl = 30s, .confirm_release = false}`.
+struct Options {
+    static constexpr Millis shortest_ttl{10};
+    static constexpr Millis longest_ttl{std::chrono::hours{24}};
+
+    /// How long the server keeps the key for us: 10 ms to 24 h. It bounds how long a dead holder blocks the others.
+    Millis ttl{10'000};
+
+    /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
+    /// before that is an error. At least 1 ms, and less than the usable lease.
+    Millis answer_timeout = std::min(ttl / 3, Millis{1'000});
+
+    /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
+    double drift = 0.01;
+
+    /// The longest pause between two attempts while waiting, at least 1 ms. Pauses are random, to scatter the waiters.
+    Millis longest_pause{50};
+
+    /// False: the destructor writes the release and does not wait for its answer. Faster; but if the server or the
+    /// connection fails just then, nobody learns that the key stays until its ttl has run out.
+    bool confirm_release = true;
+
+    /// The part of a lease that can't be relied upon: `drift` of it, and 2 ms for the server's and our own rounding.
+    Millis allowance(Millis lease) const noexcept {
+        const std::chrono::duration<double, std::milli> part{static_cast<double>(lease.count()) * drift};
+        return std::chrono::ceil<Millis>(part) + Millis{2};
+    }
+};
+
+namespace detail {
+inline std::string in_ms(Millis value) { return std::to_string(value.count()) + " ms"; }
+
+/// What is out of bounds is refused, never repaired, and the message names the value and the bound.
+[[noreturn]] inline void refuse(const char* what, const std::string& value, const std::string& allowed) {
+    raise({Errc::bad_option, std::string{what} + " is " + value + ", allowed is " + allowed});
+}
+
+inline void check_ttl(Millis ttl) {
+    if (ttl < Options::shortest_ttl || ttl > Options::longest_ttl)
+        refuse("ttl", in_ms(ttl), in_ms(Options::shortest_ttl) + " to " + in_ms(Options::longest_ttl));
+}
+
+inline void check(const Options& options) {
+    check_ttl(options.ttl);
+    if (!(options.drift >= 0 && options.drift <= 0.5)) refuse("drift", std::to_string(options.drift), "0 to 0.5");
+    const Millis usable = options.ttl - options.allowance(options.ttl);
+    if (options.answer_timeout < Millis{1} || options.answer_timeout >= usable)
+        refuse("answer_timeout", in_ms(options.answer_timeout),
+               "1 ms to less than " + in_ms(usable) + ", the usable part of the ttl of " + in_ms(options.ttl));
+    if (options.longest_pause < Millis{1}) refuse("longest_pause", in_ms(options.longest_pause), "1 ms or more");
+}
+
+inline constexpr std::size_t longest_key = 512;
+
+inline void check_key(std::string_view key) {
+    if (key.empty() || key.size() > longest_key)
+        raise({Errc::bad_key, "the key has " + std::to_string(key.size()) + " bytes, allowed are 1 to " +
+                                  std::to_string(longest_key)});
+}
+} // namespace detail
+
+} // namespace redislock

@@ -1,0 +1,393 @@
+// The wrapper of hiredis against servers that say anything, at any pace, or nothing.
+#include "catch.hpp"
+#include "fake_server.hpp"
+
+#include <redislock/connection.hpp>
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+
+#include <fstream>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::Connection;
+using detail::now;
+using test::FakeServer;
+using test::Peer;
+
+namespace {
+
+constexpr auto generous = 1s; // for a machine that is busy with other tests
+const std::string ping = detail::formatted({"PING"});
+
+Connection connected(const FakeServer& server) {
+    Connection connection;
+    REQUIRE(connection.open(detail::resolve(Address::parse(server.unix_uri())), now() + generous));
+    return connection;
+}
+
+/// What a connection makes of these bytes as the answer to a PING.
+Failure failure_of(const std::string& bytes, Millis within = 1s) {
+    FakeServer server{[&](Peer& peer, int) {
+        peer.read();
+        if (peer.send(bytes)) peer.wait_for_the_end();
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write(ping, now() + generous));
+    const TimePoint deadline = now() + within;
+    CHECK(connection.read(deadline) == nullptr);
+    CHECK(now() < deadline + generous);
+    CHECK_FALSE(connection.good());
+    return connection.failure();
+}
+
+long peak_memory_kb() {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+}
+
+/// Our ends of the connections to a fake server's port.
+std::vector<int> sockets_to(int port) {
+    std::vector<int> found;
+    for (int fd = 3; fd < 1024; ++fd) {
+        sockaddr_in peer{};
+        socklen_t size = sizeof peer;
+        if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0 && peer.sin_family == AF_INET &&
+            ntohs(peer.sin_port) == port)
+            found.push_back(fd);
+    }
+    return found;
+}
+
+int option(int fd, int level, int name) {
+    int value = -1;
+    socklen_t size = sizeof value;
+    ::getsockopt(fd, level, name, &value, &size);
+    return value;
+}
+
+} // namespace
+
+TEST_CASE("each kind of reply arrives whole, in whatever pieces it comes", "[connection]") {
+    constexpr char bytes[] =
+        "+OK\r\n:-42\r\n$-1\r\n*-1\r\n$5\r\na\0\r\nb\r\n-ERR no\r\n*2\r\n$1\r\nk\r\n:7\r\n$0\r\n\r\n+last\r\n";
+    const std::string replies{bytes, sizeof bytes - 1};
+    for (const bool in_pieces : {false, true}) {
+        FakeServer server{[&](Peer& peer, int) {
+            peer.read();
+            if (!in_pieces) peer.send(replies);
+            if (in_pieces)
+                for (const char byte : replies) peer.send({&byte, 1});
+            peer.wait_for_the_end();
+        }};
+        Connection connection = connected(server);
+        REQUIRE(connection.write(ping, now() + generous));
+        const auto next = [&] { return *connection.read(now() + 10s); };
+        CHECK((next().text == "OK"));
+        CHECK(next().integer == -42);
+        CHECK(next().type == REDIS_REPLY_NIL);
+        CHECK(next().type == REDIS_REPLY_NIL);
+        CHECK(next().text == std::string{"a\0\r\nb", 5});
+        const detail::Reply error = next();
+        CHECK((error.is_error() && error.text == "ERR no"));
+        CHECK(next().type == REDIS_REPLY_ARRAY);
+        const detail::Reply empty = next();
+        CHECK((empty.type == REDIS_REPLY_STRING && empty.text.empty()));
+        CHECK(next().text == "last");
+        CHECK(connection.reusable());
+    }
+}
+
+TEST_CASE("what is no reply ends the connection", "[connection]") {
+    for (const std::string bytes : {"HTTP/1.1 400 Bad Request\r\n\r\n", "\r\n", "*1\r\n*1\r\n:1\r\n", ":12x\r\n",
+                                    "$x\r\n", "*2147483647\r\n", "*-2\r\n", "$-2\r\n", "*1025\r\n"})
+        CHECK(failure_of(bytes).code == Errc::protocol_error);
+}
+
+TEST_CASE("a reply of RESP3, which nobody asked for, ends the connection", "[connection]") {
+    for (const std::string bytes : {"_\r\n", "#t\r\n", ",1.5\r\n", "%1\r\n+a\r\n+b\r\n", "(123\r\n"}) {
+        const auto within = 200ms; // hiredis before 1.0 refuses them, later ones parse them
+        CHECK(failure_of(bytes, within).code != Errc::timed_out);
+    }
+}
+
+TEST_CASE("a reply without end is cut off, and a huge one announced takes no memory", "[connection]") {
+    const long before = peak_memory_kb();
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.send("$1000000000\r\n");
+        while (peer.send(std::string(10'000, 'x'))) {
+        }
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write(ping, now() + generous));
+    CHECK(connection.read(now() + 10s) == nullptr);
+    CHECK(connection.failure().code == Errc::protocol_error);
+    std::string nested;
+    for (int i = 0; i < 1'000'000; ++i) nested += "*1\r\n";
+    CHECK(failure_of(nested).code == Errc::protocol_error);
+    CHECK(failure_of("*2147483647\r\n").code == Errc::protocol_error);
+    CHECK(peak_memory_kb() - before < 64 * 1024); // the fake server's own text is some of it
+}
+
+TEST_CASE("half a reply is none", "[connection]") {
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.send("$5\r\nab");
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write(ping, now() + generous));
+    CHECK(connection.read(now() + 10s) == nullptr);
+    CHECK(connection.failure().code == Errc::disconnected);
+}
+
+TEST_CASE("silence, and a drip that never makes a reply, end with the deadline", "[connection]") {
+    CHECK(failure_of("", 30ms).code == Errc::timed_out);
+    CHECK(failure_of("+OK\n", 30ms).code == Errc::timed_out);
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        for (TimePoint next = now() + 5ms; peer.send("x"); next += 5ms) detail::wait(-1, 0, next);
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write("+", now() + generous));
+    const TimePoint start = now();
+    CHECK(connection.read(start + 100ms) == nullptr);
+    CHECK(now() < start + 100ms + generous);
+}
+
+TEST_CASE("a late reply is never taken for the next one: the connection is closed", "[connection]") {
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.wait_for_the_end();
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write(ping, now() + generous));
+    CHECK(connection.read(now() + 5ms) == nullptr);
+    CHECK_FALSE(connection.reusable());
+    CHECK_FALSE(connection.write(ping, now() + generous));
+    CHECK(connection.read(now() + generous) == nullptr);
+    CHECK(connection.failure().code == Errc::disconnected);
+}
+
+TEST_CASE("a connection with anything left to read is not for the next user", "[connection]") {
+    for (const std::string surplus : {"+PONG\r\n+PONG\r\n", "+PONG\r\n+", "+PONG\r\nx"}) {
+        FakeServer server{[&](Peer& peer, int) {
+            peer.read();
+            peer.send(surplus);
+            peer.wait_for_the_end();
+        }};
+        Connection connection = connected(server);
+        REQUIRE(connection.write(ping, now() + generous));
+        REQUIRE(connection.read(now() + 10s)->text == "PONG");
+        CHECK_FALSE(connection.reusable());
+    }
+}
+
+TEST_CASE("a connection that the server has closed is not for the next user", "[connection]") {
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.send("+PONG\r\n");
+    }};
+    Connection connection = connected(server);
+    REQUIRE(connection.write(ping, now() + generous));
+    REQUIRE(connection.read(now() + 10s) != nullptr);
+    for (const TimePoint limit = now() + 10s; connection.good() && now() < limit;) connection.reusable();
+    CHECK_FALSE(connection.good());
+}
+
+TEST_CASE("an owed reply is skipped by the next user, whether it has come or not", "[connection]") {
+    FakeServer server{[&](Peer& peer, int) {
+        std::size_t heard = 0, answered = 0;
+        for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read())
+            for (heard += bytes.size(); answered < heard / ping.size();)
+                peer.send("+" + std::to_string(++answered) + "\r\n");
+    }};
+    Connection connection = connected(server);
+    const auto write = [&] { REQUIRE(connection.write(ping, now() + generous)); };
+    write();
+    connection.owe_reply();
+    CHECK(connection.reusable());
+    write();
+    CHECK(connection.read(now() + 10s)->text == "2");
+    write();
+    connection.owe_reply();
+    detail::wait(-1, 0, now() + 50ms); // it comes meanwhile
+    CHECK(connection.reusable());
+    write();
+    CHECK(connection.read(now() + 10s)->text == "4");
+    CHECK(connection.reusable());
+}
+
+TEST_CASE("last words follow the command that nobody answered", "[connection]") {
+    std::string heard;
+    {
+        FakeServer server{[&](Peer& peer, int) { heard = peer.read(1'000); }};
+        Connection connection = connected(server);
+        REQUIRE(connection.write("question\r\n", now() + generous));
+        CHECK(connection.read(now() + 5ms, "never mind\r\n") == nullptr);
+        CHECK(connection.failure().code == Errc::timed_out);
+    }
+    CHECK(heard == "question\r\nnever mind\r\n");
+}
+
+TEST_CASE("a peer that resets or closes before we write kills nobody", "[connection]") {
+    struct sigaction before {};
+    ::sigaction(SIGPIPE, nullptr, &before);
+    CHECK(before.sa_handler == SIG_DFL);
+    for (int round = 0; round < 100; ++round) {
+        FakeServer server{[&](Peer& peer, int) {
+            peer.read();
+            if (round % 2 == 0) peer.reset();
+        }};
+        Connection connection;
+        REQUIRE(connection.open(detail::resolve(Address::parse(round % 3 == 0 ? server.unix_uri() : server.tcp_uri())),
+                                now() + generous));
+        for (const TimePoint limit = now() + 10s; now() < limit && connection.write(ping, limit);) {
+        }
+        CHECK(connection.failure().code == Errc::disconnected);
+    }
+    struct sigaction after {};
+    ::sigaction(SIGPIPE, nullptr, &after);
+    CHECK(after.sa_handler == SIG_DFL);
+}
+
+TEST_CASE("a storm of signals neither shortens a deadline nor prolongs it", "[connection]") {
+    struct sigaction quiet {
+    }, old{};
+    quiet.sa_handler = [](int) {};
+    ::sigaction(SIGALRM, &quiet, &old);
+    const itimerval every_ms{{0, 1000}, {0, 1000}}, never{};
+    ::setitimer(ITIMER_REAL, &every_ms, nullptr);
+    FakeServer server{[](Peer& peer, int nth) {
+        peer.read();
+        if (nth == 0) peer.wait_for_the_end();
+        detail::wait(-1, 0, now() + 50ms);
+        peer.send("+PONG\r\n");
+        peer.wait_for_the_end();
+    }};
+    Connection mute = connected(server);
+    CHECK(mute.write(ping, now() + generous));
+    const TimePoint start = now();
+    CHECK(mute.read(start + 100ms) == nullptr);
+    CHECK(now() >= start + 100ms);
+    CHECK(now() < start + 100ms + generous);
+    Connection slow = connected(server);
+    CHECK(slow.write(ping, now() + generous));
+    CHECK(slow.read(now() + 10s) != nullptr);
+    ::setitimer(ITIMER_REAL, &never, nullptr);
+    ::sigaction(SIGALRM, &old, nullptr);
+}
+
+TEST_CASE("a connection has no delay, is kept alive, and is closed by exec", "[connection]") {
+    FakeServer server{[](Peer& peer, int) { peer.wait_for_the_end(); }};
+    Connection connection;
+    REQUIRE(connection.open(detail::resolve(Address::parse(server.tcp_uri())), now() + generous));
+    const std::vector<int> fds = sockets_to(server.port());
+    REQUIRE(fds.size() == 1);
+    CHECK((::fcntl(fds[0], F_GETFD) & FD_CLOEXEC) != 0);
+    CHECK((::fcntl(fds[0], F_GETFL) & O_NONBLOCK) != 0);
+    CHECK(option(fds[0], IPPROTO_TCP, TCP_NODELAY) != 0);
+    CHECK(option(fds[0], SOL_SOCKET, SO_KEEPALIVE) != 0);
+    CHECK(option(fds[0], IPPROTO_TCP, TCP_KEEPIDLE) == 30);
+    connection.close();
+    CHECK(sockets_to(server.port()).empty());
+}
+
+TEST_CASE("a moved connection takes its socket along, and closes the one it had", "[connection]") {
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.send("+PONG\r\n");
+        peer.wait_for_the_end();
+    }};
+    const auto open = [&] {
+        Connection connection;
+        REQUIRE(connection.open(detail::resolve(Address::parse(server.tcp_uri())), now() + generous));
+        return connection;
+    };
+    Connection first = open(), second = open();
+    CHECK(sockets_to(server.port()).size() == 2);
+    first = std::move(second);
+    CHECK(sockets_to(server.port()).size() == 1);
+    CHECK_FALSE(second.good());
+    REQUIRE(first.write(ping, now() + generous));
+    CHECK(first.read(now() + 10s)->text == "PONG");
+}
+
+TEST_CASE("every address is tried, and the last reason is told", "[connection]") {
+    FakeServer server{[](Peer& peer, int) { peer.wait_for_the_end(); }};
+    const int nobody = test::free_port();
+    auto endpoints = detail::resolve(Address::parse("redis://127.0.0.1:" + std::to_string(nobody)));
+    Connection connection;
+    CHECK_FALSE(connection.open(endpoints, now() + generous));
+    CHECK(connection.failure().code == Errc::unreachable);
+    CHECK_THAT(connection.failure().detail, containing("127.0.0.1:" + std::to_string(nobody)) && containing("refused"));
+    endpoints.push_back(detail::resolve(Address::parse(server.tcp_uri())).front());
+    CHECK(connection.open(endpoints, now() + generous));
+}
+
+TEST_CASE("an address that swallows everything takes its share of the time, and the next is tried", "[connection]") {
+    const int hole = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    REQUIRE(::bind(hole, reinterpret_cast<sockaddr*>(&address), size) == 0);
+    REQUIRE(::listen(hole, 0) == 0);
+    ::getsockname(hole, reinterpret_cast<sockaddr*>(&address), &size);
+    const auto endpoints =
+        detail::resolve(Address::parse("redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port))));
+    std::vector<Connection> fill(3);
+    for (Connection& connection : fill) connection.open(endpoints, now() + 20ms); // the backlog is full
+    Connection connection;
+    const TimePoint start = now();
+    CHECK_FALSE(connection.open(endpoints, start + 60ms));
+    CHECK(connection.failure().code == Errc::unreachable);
+    CHECK(now() >= start + 60ms);
+    CHECK(now() < start + 60ms + generous);
+    FakeServer server{[](Peer& peer, int) { peer.wait_for_the_end(); }};
+    auto both = endpoints;
+    both.push_back(detail::resolve(Address::parse(server.tcp_uri())).front());
+    CHECK(connection.open(both, now() + 200ms));
+    ::close(hole);
+}
+
+TEST_CASE("names, numbers and sockets are resolved; what can't be is refused", "[connection]") {
+    CHECK(detail::resolve(Address::parse("redis://127.0.0.1:1")).front().text == "127.0.0.1:1");
+    CHECK(detail::resolve(Address::parse("redis://[::1]:1")).front().text == "[::1]:1");
+    CHECK_FALSE(detail::resolve(Address::parse("redis://localhost")).empty());
+    const auto code = [](const std::string& uri) {
+        try {
+            detail::resolve(Address::parse(uri));
+        } catch (const std::system_error& error) {
+            return error.code();
+        }
+        return std::error_code{};
+    };
+    CHECK(code("redis://no-such-host.invalid") == Errc::unresolved);
+    CHECK(code("unix:///" + std::string(107, 'x')) == Errc::bad_uri);
+    CHECK_FALSE(code("unix:///" + std::string(106, 'x')));
+}
+
+TEST_CASE("no schedule of bytes is attributed to the wrong command, or breaks the parser", "[connection]") {
+    std::uint32_t state = 7;
+    const auto random = [&](std::uint32_t below) {
+        state = state * 1664525 + 1013904223;
+        return (state >> 8) % below;
+    };
+    for (int round = 0; round < 300; ++round) {
+        std::string bytes;
+        for (std::uint32_t i = random(60); i > 0; --i) bytes += "+-:$*\r\n0123456789OKab_%"[random(22)];
+        FakeServer server{[&](Peer& peer, int) {
+            peer.read();
+            peer.send(bytes);
+        }};
+        Connection connection = connected(server);
+        connection.write(ping, now() + generous);
+        while (const detail::Reply* reply = connection.read(now() + generous))
+            REQUIRE(reply->text.size() <= bytes.size());
+        CHECK_FALSE(connection.good());
+    }
+}

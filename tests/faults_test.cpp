@@ -1,0 +1,301 @@
+// Locks on servers that misbehave, over real sockets: each call ends in its time, says what is known and no more, and leaves
+// nothing behind.
+#include "catch.hpp"
+#include "fake_server.hpp"
+#include "redis_server.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <sys/time.h>
+
+#include <functional>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+using test::FakeServer;
+using test::Peer;
+
+namespace {
+
+constexpr Millis answer_timeout{100};
+constexpr Options options{.ttl = 10s, .answer_timeout = answer_timeout};
+constexpr auto generous = 1s; // for a machine that is busy with other tests
+
+template <class Action>
+Failure failure(Action action) {
+    try {
+        action();
+    } catch (const std::system_error& error) {
+        return {error.code(), error.what()};
+    }
+    return {};
+}
+
+/// Runs, and checks that it took no longer than it may.
+template <class Action>
+auto within(Millis limit, Action action) {
+    struct Timer {
+        TimePoint end;
+        ~Timer() { CHECK(now() < end); }
+    } const timer{later(now(), limit + generous)};
+    return action();
+}
+
+std::size_t open_descriptors() {
+    const std::filesystem::directory_iterator entries{"/proc/self/fd"};
+    return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
+}
+
+/// What may happen to the reply of one command on its way through a proxy.
+enum class Reply { forward, lose, lose_and_reset, delay };
+
+/// A proxy before a server: `fate(command)` decides over each reply, after the server has acted.
+FakeServer::Script proxy_to(test::RedisServer& server, std::function<Reply(const std::string&)> fate) {
+    return [&server, fate](Peer& peer, int) {
+        const std::unique_ptr<redisContext, decltype(&::redisFree)> upstream{
+            ::redisConnectUnix(server.socket_path().c_str()), &::redisFree};
+        Peer behind{upstream->fd};
+        for (std::string request = peer.read(); !request.empty(); request = peer.read()) {
+            behind.send(request);
+            const std::string reply = behind.read();
+            const Reply decided = fate(request);
+            if (decided == Reply::lose_and_reset) return peer.reset();
+            if (decided == Reply::delay) detail::wait(-1, 0, now() + 300ms);
+            if (decided != Reply::lose) peer.send(reply);
+        }
+    };
+}
+
+bool gone(test::RedisServer& server, const std::string& key) {
+    for (const TimePoint limit = now() + 10s; now() < limit;)
+        if (server.integer({"EXISTS", key}) == 0) return true;
+    return false;
+}
+
+bool is(const std::string& command, const char* word) { return command.find(word) != std::string::npos; }
+
+} // namespace
+
+TEST_CASE("on a server that says nothing, half, or nonsense, every call ends in its time", "[redis][faults]") {
+    struct Row {
+        const char* what;
+        FakeServer::Script script;
+        std::vector<Errc> reasons;
+    };
+    const Row rows[] = {
+        {"accepts and never answers", [](Peer& peer, int) { peer.wait_for_the_end(); }, {Errc::timed_out}},
+        {"closes at once", [](Peer&, int) {}, {Errc::disconnected, Errc::unreachable}},
+        {"resets",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.reset();
+         },
+         {Errc::disconnected}},
+        {"closes after half a reply",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.send("+O");
+         },
+         {Errc::disconnected}},
+        {"stops after half a reply",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.send("$5\r\nab");
+             peer.wait_for_the_end();
+         },
+         {Errc::timed_out}},
+        {"answers garbage",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.send("SSH-2.0-OpenSSH_9.2\r\n");
+             peer.wait_for_the_end();
+         },
+         {Errc::protocol_error}},
+        {"announces a gigabyte",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.send("$1000000000\r\n");
+             peer.wait_for_the_end();
+         },
+         {Errc::timed_out}},
+        {"sends without end",
+         [](Peer& peer, int) {
+             peer.read();
+             peer.send("$1000000000\r\n");
+             while (peer.send(std::string(65536, 'x'))) {
+             }
+         },
+         {Errc::protocol_error}},
+    };
+    for (const Row& row : rows) {
+        INFO(row.what);
+        const std::size_t before = open_descriptors();
+        for (const bool tcp : {false, true}) {
+            FakeServer fake{row.script};
+            Redis redis{tcp ? fake.tcp_uri() : fake.unix_uri()};
+            RedisLock lock{redis, "k", options, std::defer_lock};
+            const auto expected = [&](const Failure& failure) {
+                return std::any_of(row.reasons.begin(), row.reasons.end(),
+                                   [&](Errc code) { return failure.code == code; });
+            };
+            CHECK(expected(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); })));
+            CHECK(expected(within(answer_timeout, [&] { return failure([&] { lock.try_lock(); }); })));
+            const Failure cut_short = within(1ms, [&] { return failure([&] { lock.try_lock_for(1ms); }); });
+            CHECK((expected(cut_short) || cut_short.code == Errc::timed_out));
+            CHECK_FALSE(lock.owns_lock());
+        }
+        CHECK(open_descriptors() == before);
+    }
+}
+
+TEST_CASE("no server, a closed port, or an address that swallows everything: unreachable, in time", "[redis][faults]") {
+    const int hole = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    REQUIRE((::bind(hole, reinterpret_cast<sockaddr*>(&address), size) == 0 && ::listen(hole, 0) == 0));
+    ::getsockname(hole, reinterpret_cast<sockaddr*>(&address), &size);
+    const std::string swallowed = "redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+    std::vector<detail::Connection> fill(3);
+    for (auto& connection : fill) connection.open(detail::resolve(Address::parse(swallowed)), now() + 20ms);
+
+    for (const std::string& uri :
+         {"redis://127.0.0.1:" + std::to_string(test::free_port()), std::string{"unix:///no/such.sock"}, swallowed}) {
+        Redis redis{uri};
+        RedisLock lock{redis, "k", options, std::defer_lock};
+        CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::unreachable);
+        CHECK(within(20ms, [&] { return failure([&] { lock.try_lock_for(20ms); }); }).code == Errc::unreachable);
+    }
+    ::close(hole);
+}
+
+TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing is left", "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock held{redis, "held", options}, other{redis, "other", options, std::defer_lock};
+    { RedisLock warm{redis, "third", options}; }
+    server.stop();
+    CHECK(within(answer_timeout, [&] { return held.extend(20s); }) == Outcome::unknown);
+    CHECK(held.owns_lock());
+    CHECK(within(answer_timeout, [&] { return failure([&] { other.try_lock(); }); }).code == Errc::timed_out);
+    CHECK(within(20ms, [&] { return failure([&] { other.try_lock_for(20ms); }); }).code == Errc::timed_out);
+    CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
+    CHECK_FALSE(held.owns_lock());
+    server.go_on();
+    CHECK(gone(server, "other")); // the undo was behind the acquire
+    CHECK(gone(server, "held"));
+    CHECK(other.try_lock_for(5s));
+}
+
+TEST_CASE("a destructor on a stopped server takes the answer time-out, and without confirmation nothing",
+          "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    for (const bool confirm : {true, false}) {
+        auto lock = std::make_unique<RedisLock<Redis>>(
+            redis, "k", Options{.ttl = 10s, .answer_timeout = answer_timeout, .confirm_release = confirm});
+        server.stop();
+        within(answer_timeout, [&] { lock.reset(); });
+        server.go_on();
+        CHECK(gone(server, "k"));
+    }
+}
+
+TEST_CASE("a reply that is lost after the key was set makes nobody wait for himself", "[redis][faults]") {
+    test::RedisServer server;
+    std::atomic<bool> armed{false};
+    SECTION("and the connection breaks: the lock is taken in the same call") {
+        FakeServer proxy{proxy_to(server, [&](const std::string& command) {
+            return is(command, "SET\r\n") && armed.exchange(false) ? Reply::lose_and_reset : Reply::forward;
+        })};
+        Redis redis{proxy.tcp_uri(), {.client_name = ""}};
+        for (int round = 0; round < 50; ++round) {
+            armed = true;
+            RedisLock lock{redis, "k", 60s};
+            REQUIRE(lock.remaining() > 55s);
+            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(server.integer({"DBSIZE"}) == 0);
+        }
+    }
+    SECTION("and nothing more is heard: it's an error, the key goes, and the next lock is free") {
+        FakeServer proxy{proxy_to(server, [&](const std::string& command) {
+            return is(command, "SET\r\n") && armed ? Reply::lose : Reply::forward;
+        })};
+        Redis redis{proxy.tcp_uri(), {.client_name = ""}};
+        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 50ms}, std::defer_lock};
+        for (int round = 0; round < 10; ++round) {
+            armed = true;
+            REQUIRE(failure([&] { lock.try_lock(); }).code == Errc::timed_out);
+            armed = false;
+            REQUIRE(gone(server, "k"));
+            REQUIRE(lock.try_lock());
+            REQUIRE(lock.unlock() == Unlocked::confirmed);
+        }
+    }
+    SECTION("of a release: it's asked again, and known to be ours") {
+        FakeServer proxy{proxy_to(server, [&](const std::string& command) {
+            return is(command, "EVALSHA\r\n") && armed.exchange(false) ? Reply::lose_and_reset : Reply::forward;
+        })};
+        Redis redis{proxy.tcp_uri(), {.client_name = ""}};
+        for (int round = 0; round < 20; ++round) {
+            RedisLock lock{redis, "k", 60s};
+            armed = true;
+            REQUIRE(lock.unlock() == Unlocked::confirmed);
+        }
+    }
+}
+
+TEST_CASE("a lease counts from the asking, however late the answer", "[redis][faults]") {
+    test::RedisServer server;
+    FakeServer proxy{proxy_to(
+        server, [](const std::string& command) { return is(command, "SET\r\n") ? Reply::delay : Reply::forward; })};
+    Redis redis{proxy.unix_uri(), {.client_name = ""}};
+    for (int round = 0; round < 3; ++round) {
+        RedisLock lock{redis, "k", {.ttl = 1s, .answer_timeout = 900ms}};
+        CHECK(lock.remaining() < 700ms);
+        const auto ours = lock.remaining();
+        CHECK(ours <= Millis{server.integer({"PTTL", "k"})} + 1ms);
+        while (lock.owns_lock()) CHECK(server.integer({"EXISTS", "k"}) == 1);
+    }
+}
+
+TEST_CASE("signals from all sides make no call fail, and a lock none", "[redis][faults]") {
+    test::RedisServer server;
+    struct sigaction quiet {
+    }, old{};
+    quiet.sa_handler = [](int) {};
+    ::sigaction(SIGALRM, &quiet, &old);
+    const itimerval every_ms{{0, 1000}, {0, 1000}}, never{};
+    ::setitimer(ITIMER_REAL, &every_ms, nullptr);
+    {
+        Redis redis{server.tcp_uri()};
+        for (int round = 0; round < 500; ++round) {
+            RedisLock lock{redis, "k", 10s};
+            REQUIRE(lock.extend(20s) == Outcome::confirmed);
+            REQUIRE(lock.unlock() == Unlocked::confirmed);
+        }
+        RedisLock holder{redis, "k", 60s}, waiter{redis, "k", 60s, std::defer_lock};
+        const TimePoint start = now();
+        CHECK_FALSE(waiter.try_lock_for(100ms));
+        CHECK(now() >= start + 100ms);
+    }
+    ::setitimer(ITIMER_REAL, &never, nullptr);
+    ::sigaction(SIGALRM, &old, nullptr);
+}
+
+TEST_CASE("a server that dies under its locks kills no process, and the next one serves", "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.tcp_uri()};
+    try {
+        std::vector<RedisLock<Redis>> locks;
+        for (int i = 0; i < 20; ++i)
+            locks.emplace_back(redis, "k" + std::to_string(i), Options{.ttl = 10s, .answer_timeout = 20ms});
+        server.kill();
+        throw std::runtime_error{"unwinding"};
+    } catch (const std::runtime_error&) {
+    }
+    server.start();
+    CHECK(RedisLock(redis, "k1", 10s).owns_lock());
+}

@@ -1,0 +1,358 @@
+// What a lock makes of unclear answers, of trouble and of time: all in simulated time.
+#include "catch.hpp"
+
+#include <redislock/lock.hpp>
+#include <redislock/memory.hpp>
+
+#include <thread>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr Options options{.ttl = 10s, .answer_timeout = 1s};
+
+/// A memory that keeps a record of what it's asked, and may answer in its own way.
+struct Scripted {
+    struct Asked {
+        Verb verb;
+        Token token;
+        TimePoint when, deadline;
+    };
+    Memory memory{};
+    std::vector<Asked> asked{};
+    std::vector<Errc> refusals{}; // one for each request, before the memory is asked
+    Millis pause_after_answer{0}; // the whole machine stands still, as in a suspend
+
+    TimePoint now() const noexcept { return memory.now(); }
+    Token fresh() { return memory.fresh(); }
+    void pause(TimePoint until) noexcept { memory.pause(until); }
+    Answer ask(const Request& request) {
+        asked.push_back({request.verb, request.token, now(), request.deadline});
+        if (!refusals.empty()) {
+            const Errc code = refusals.back();
+            refusals.pop_back();
+            return {Verdict::no, {code, "the server's sentence"}};
+        }
+        const Answer answer = memory.ask(request);
+        memory.advance(std::exchange(pause_after_answer, 0ms));
+        return answer;
+    }
+};
+
+std::string text(const Token& token) { return std::string{token.hex()}; }
+
+template <class Action>
+std::string failure(Action action, std::error_code expected) {
+    try {
+        action();
+    } catch (const std::system_error& error) {
+        CHECK(error.code() == expected);
+        return error.what();
+    }
+    FAIL("no exception");
+    return {};
+}
+
+} // namespace
+
+TEST_CASE("a grant whose answer was lost with the connection is undone, and the lock taken at once", "[lock]") {
+    Memory memory;
+    memory.inject(Fault::reset_after);
+    const TimePoint start = memory.now();
+    RedisLock lock{memory, "k", options};
+    CHECK(lock.owns_lock());
+    CHECK(memory.now() < start + 10ms);
+    CHECK(memory.get("k") == text(lock.token()));
+}
+
+TEST_CASE("a grant whose answer is lost is an error when the time is up, and leaves no key behind", "[lock]") {
+    for (const Fault fault : {Fault::reply_lost, Fault::request_lost}) {
+        Memory memory;
+        memory.inject(fault);
+        const TimePoint start = memory.now();
+        RedisLock lock{memory, "k", options, std::defer_lock};
+        failure([&] { lock.try_lock(); }, Errc::timed_out);
+        CHECK(memory.now() == start + 1s);
+        CHECK_FALSE(memory.get("k"));
+        CHECK(lock.try_lock());
+    }
+}
+
+TEST_CASE("a grant that comes after we gave up is undone behind it", "[lock]") {
+    Memory memory;
+    memory.delay_next(3s);
+    RedisLock lock{memory, "k", options, std::defer_lock};
+    failure([&] { lock.try_lock(); }, Errc::timed_out);
+    memory.advance(5s);
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("one question that is never answered does not end a wait: it is undone, and asked anew", "[lock]") {
+    for (const Fault fault : {Fault::request_lost, Fault::reply_lost}) {
+        Memory memory;
+        memory.inject(fault);
+        const TimePoint start = memory.now();
+        RedisLock lock{memory, "k", options};
+        CHECK(lock.owns_lock());
+        CHECK(memory.now() < start + 1100ms);
+    }
+    Memory deaf;
+    deaf.set_fault(Fault::request_lost);
+    const TimePoint start = deaf.now();
+    failure([&] { RedisLock{deaf, "k", options}; }, Errc::timed_out);
+    CHECK(deaf.now() <=
+          start + 3s); // the time-out, to notice; and trouble of the same length, its last question included
+}
+
+TEST_CASE("no token is asked for twice, nor after a release that carries it", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options, std::defer_lock};
+    for (const Fault fault : {Fault::reset_after, Fault::reset_before, Fault::none, Fault::reset_after, Fault::none}) {
+        backend.memory.inject(fault);
+        backend.memory.inject(fault);
+        lock.lock();
+        lock.unlock();
+    }
+    std::vector<Token> acquired;
+    for (const auto& asked : backend.asked) {
+        if (asked.verb != Verb::acquire) continue;
+        CHECK(std::find(acquired.begin(), acquired.end(), asked.token) == acquired.end());
+        acquired.push_back(asked.token);
+    }
+    CHECK(acquired.size() > 5);
+}
+
+TEST_CASE("a lease that is answered too late is undone", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options, std::defer_lock};
+    backend.pause_after_answer = 9899ms; // the usable part is 9898 ms
+    const std::string sentence = failure([&] { lock.try_lock(); }, Errc::timed_out);
+    CHECK_THAT(sentence, containing("too late"));
+    CHECK_FALSE(lock.owns_lock());
+    CHECK(backend.asked.back().verb == Verb::release);
+    CHECK_FALSE(backend.memory.get("k"));
+    backend.pause_after_answer = 9897ms;
+    CHECK(RedisLock{backend, "k", options, std::try_to_lock}.remaining() == 1ms);
+}
+
+TEST_CASE("trouble is ridden out for the answer time-out, and no longer", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options, std::defer_lock};
+    backend.refusals = {Errc::loading, Errc::unreachable, Errc::script_running};
+    lock.lock();
+    CHECK(backend.asked.size() == 4);
+    lock.unlock();
+    backend.refusals.assign(100'000, Errc::loading);
+    const TimePoint start = backend.now();
+    const std::string sentence = failure([&] { lock.lock(); }, Errc::loading);
+    CHECK_THAT(sentence, containing("k: the server's sentence"));
+    CHECK(backend.now() >= start + 1s);
+    CHECK(backend.now() < start + 1100ms);
+}
+
+TEST_CASE("what time does not mend is an error at once", "[lock]") {
+    for (const Errc code :
+         {Errc::auth_failed, Errc::no_permission, Errc::read_only, Errc::out_of_memory, Errc::moved}) {
+        Scripted backend;
+        backend.refusals = {code};
+        const TimePoint start = backend.now();
+        failure([&] { RedisLock{backend, "k", options}; }, code);
+        CHECK(backend.now() == start);
+        CHECK(backend.asked.size() == 1);
+    }
+}
+
+TEST_CASE("a waiter survives trouble shorter than the answer time-out, time and again", "[lock]") {
+    Scripted backend;
+    RedisLock holder{backend, "k", options};
+    for (int i = 0; i < 60; ++i) backend.refusals.push_back(i % 3 == 0 ? Errc::busy : Errc::loading);
+    RedisLock waiter{backend, "k", options};
+    CHECK(waiter.owns_lock());
+    CHECK_FALSE(holder.owns_lock());
+}
+
+TEST_CASE("a timed wait is over in its time, whatever the server does", "[lock]") {
+    for (const Fault fault : {Fault::request_lost, Fault::reply_lost, Fault::reset_before, Fault::reset_after}) {
+        Memory memory;
+        memory.set_fault(fault);
+        RedisLock lock{memory, "k", options, std::defer_lock};
+        const TimePoint start = memory.now();
+        CHECK_THROWS_AS(lock.try_lock_for(50ms), std::system_error);
+        CHECK(memory.now() <= start + 50ms);
+        CHECK_FALSE(lock.owns_lock());
+    }
+}
+
+TEST_CASE("a timed wait that saw the lock held and then hears no more ends as contention, in time", "[lock]") {
+    Memory memory;
+    RedisLock holder{memory, "k", options};
+    RedisLock waiter{memory, "k", options, std::defer_lock};
+    memory.inject(Fault::none);
+    memory.set_fault(Fault::reply_lost);
+    const TimePoint start = memory.now();
+    CHECK_FALSE(waiter.try_lock_for(500ms));
+    CHECK(memory.now() == start + 500ms);
+}
+
+TEST_CASE("a waiter asks soon when the holder's lease is about to end, and else not too often", "[lock]") {
+    Scripted backend;
+    RedisLock holder{backend, "k", options};
+    const TimePoint end = backend.now() + 10s;
+    RedisLock waiter{backend, "k", {.ttl = 10s, .longest_pause = 200ms}};
+    CHECK(backend.now() >= end);
+    CHECK(backend.now() < end + 210ms);
+    CHECK(backend.asked.size() > 50);
+    CHECK(backend.asked.size() < 300);
+}
+
+TEST_CASE("a release whose answer was lost with the connection is asked again, and confirmed", "[lock]") {
+    for (const Fault fault : {Fault::reset_before, Fault::reset_after}) {
+        Memory memory;
+        RedisLock lock{memory, "k", options};
+        memory.inject(fault);
+        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK_FALSE(memory.get("k"));
+    }
+}
+
+TEST_CASE("a release that nobody answers is unknown when the answer time-out is over", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    memory.set_fault(Fault::request_lost);
+    const TimePoint start = memory.now();
+    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(memory.now() == start + 1s);
+    CHECK_FALSE(lock.owns_lock());
+    memory.set_fault(Fault::none);
+    lock.lock(); // what is left of the old lease is deleted first
+    CHECK(memory.now() < start + 1100ms);
+}
+
+TEST_CASE("the lease has ended when the release is sent", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    memory.set_fault(Fault::request_lost);
+    lock.unlock();
+    CHECK(memory.get("k"));
+    CHECK_FALSE(lock.owns_lock());
+    CHECK(lock.extend(10s) == Outcome::not_held);
+}
+
+TEST_CASE("a release that is refused for good is not repeated", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options};
+    backend.refusals.assign(10, Errc::read_only);
+    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(backend.refusals.size() == 9);
+    backend.refusals.clear();
+}
+
+TEST_CASE("a destructor waits for the answer time-out at most, and not at all if it need not know", "[lock]") {
+    for (const bool confirm : {true, false}) {
+        Memory memory;
+        const TimePoint start = memory.now();
+        {
+            RedisLock lock{memory, "k", {.ttl = 10s, .answer_timeout = 1s, .confirm_release = confirm}};
+            memory.set_fault(Fault::request_lost);
+        }
+        CHECK(memory.now() == (confirm ? start + 1s : start));
+    }
+}
+
+TEST_CASE("a thousand locks going out of scope on a dead server throw nothing", "[lock]") {
+    Memory memory;
+    try {
+        std::vector<RedisLock<Memory>> locks;
+        for (int i = 0; i < 1000; ++i) locks.emplace_back(memory, "k" + std::to_string(i), options);
+        memory.set_fault(Fault::request_lost);
+        throw std::runtime_error{"unwinding"};
+    } catch (const std::runtime_error&) {
+        SUCCEED();
+    }
+}
+
+TEST_CASE("an extension is asked again after trouble, and counts from its first asking", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options};
+    backend.memory.advance(2s);
+    const TimePoint asked = backend.now();
+    backend.refusals = {Errc::loading, Errc::loading, Errc::loading, Errc::loading};
+    CHECK(lock.extend(10s) == Outcome::confirmed);
+    CHECK(backend.now() > asked);
+    CHECK(backend.now() + lock.remaining() <= asked + 9898ms);
+}
+
+TEST_CASE("an extension that nobody answers is unknown, and leaves the lease as it was", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    const TimePoint end = memory.now() + lock.remaining();
+    memory.set_fault(Fault::reply_lost);
+    CHECK(lock.extend(20s) == Outcome::unknown);
+    CHECK(lock.owns_lock());
+    CHECK(memory.now() + lock.remaining() == end);
+    memory.set_fault(Fault::none);
+}
+
+TEST_CASE("an extension does not wait beyond the end of the lease, nor revive it", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    const TimePoint end = memory.now() + lock.remaining();
+    memory.advance(9800ms);
+    memory.set_fault(Fault::request_lost);
+    CHECK(lock.extend(20s) == Outcome::unknown);
+    CHECK(memory.now() == end);
+    CHECK_FALSE(lock.owns_lock());
+    memory.set_fault(Fault::none);
+    CHECK(lock.extend(20s) == Outcome::expired);
+}
+
+TEST_CASE("an extension that was granted while the machine slept beyond the end is none", "[lock]") {
+    Scripted backend;
+    RedisLock lock{backend, "k", options};
+    backend.memory.advance(9s);
+    backend.pause_after_answer = 2s;
+    CHECK(lock.extend(24h) == Outcome::expired);
+    CHECK_FALSE(lock.owns_lock());
+    CHECK(backend.memory.get("k"));
+    CHECK(lock.unlock() == Unlocked::confirmed); // and it does not block the others for a day
+    CHECK_FALSE(backend.memory.get("k"));
+}
+
+TEST_CASE("a suspended machine finds its lease ended, without a thread", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    memory.advance(20s);
+    CHECK_FALSE(lock.owns_lock());
+    RedisLock other{memory, "k", options, std::try_to_lock};
+    CHECK(other.owns_lock());
+    CHECK(lock.unlock() == Unlocked::stolen);
+}
+
+TEST_CASE("an adoption that nobody answers deletes nothing of the giver's", "[lock]") {
+    Memory memory;
+    RedisLock giver{memory, "k", options};
+    const Token token = giver.token();
+    memory.set_fault(Fault::reply_lost);
+    failure([&] { RedisLock{memory, "k", options, std::adopt_lock, token}; }, Errc::timed_out);
+    memory.set_fault(Fault::none);
+    CHECK(memory.get("k") == std::string{token.hex()});
+}
+
+TEST_CASE("threads exclude each other over a memory in real time", "[lock]") {
+    Memory memory{Memory::Time::real};
+    int counter = 0;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&] {
+            for (int round = 0; round < 25; ++round) {
+                RedisLock lock{memory, "k", {.ttl = 60s, .longest_pause = 1ms}};
+                const int seen = counter;
+                std::this_thread::yield();
+                counter = seen + 1;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(counter == 100);
+}

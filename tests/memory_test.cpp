@@ -1,0 +1,125 @@
+#include "conformance.hpp"
+
+#include <redislock/memory.hpp>
+
+namespace {
+
+using namespace redislock;
+using namespace std::chrono_literals;
+
+struct MemoryWorld {
+    static constexpr Millis unit{60'000};
+    Memory memory;
+
+    Memory& backend() { return memory; }
+    void pass(Millis span) { memory.advance(span); }
+    void put(const std::string& key, const std::string& value, std::optional<Millis> ttl) {
+        memory.put(key, value, ttl);
+    }
+    void put_hash(const std::string& key) { memory.put_hash(key); }
+    void erase(const std::string& key) { memory.erase(key); }
+    std::optional<std::string> get(const std::string& key) { return memory.get(key); }
+};
+
+Answer ask(Memory& memory, Verb verb, const Token& token, Millis within = 1s) {
+    return memory.ask({verb, "k", token, 10s, memory.now() + within});
+}
+
+const Token a = Token::from_bits(1, 1), b = Token::from_bits(2, 2);
+
+} // namespace
+
+TEST_CASE("a memory is a backend like any other", "[memory][conformance]") {
+    MemoryWorld world;
+    test::Conformance{world}.run();
+}
+
+TEST_CASE("a memory with a slow line is a backend like any other", "[memory][conformance]") {
+    MemoryWorld world;
+    world.memory.set_latency(20ms);
+    test::Conformance{world}.run();
+}
+
+TEST_CASE("simulated time stands still until it is moved or waited for", "[memory]") {
+    Memory memory;
+    const TimePoint start = memory.now();
+    CHECK(memory.now() == start);
+    memory.advance(5s);
+    CHECK(memory.now() == start + 5s);
+    memory.set_latency(10ms);
+    ask(memory, Verb::acquire, a);
+    CHECK(memory.now() == start + 5s + 10ms);
+}
+
+TEST_CASE("real time passes by itself", "[memory]") {
+    Memory memory{Memory::Time::real};
+    const TimePoint start = memory.now();
+    memory.pause(start + 2ms);
+    CHECK(memory.now() >= start + 2ms);
+    CHECK(ask(memory, Verb::acquire, a).verdict == Verdict::yes);
+    CHECK(ask(memory, Verb::acquire, b).is_busy());
+}
+
+TEST_CASE("a request that is lost does nothing, and takes all the time there is", "[memory]") {
+    Memory memory;
+    memory.inject(Fault::request_lost);
+    const TimePoint start = memory.now();
+    CHECK(ask(memory, Verb::acquire, a).why.code == Errc::timed_out);
+    CHECK(memory.now() == start + 1s);
+    CHECK_FALSE(memory.get("k"));
+    CHECK(ask(memory, Verb::acquire, b).verdict == Verdict::yes);
+}
+
+TEST_CASE("a reply that is lost leaves the deed done; a grant so lost is undone behind it", "[memory]") {
+    Memory memory;
+    memory.inject(Fault::reply_lost);
+    CHECK(ask(memory, Verb::acquire, a).verdict == Verdict::unknown);
+    CHECK_FALSE(memory.get("k"));
+    ask(memory, Verb::acquire, b);
+    memory.inject(Fault::reply_lost);
+    CHECK(ask(memory, Verb::release, b).verdict == Verdict::unknown);
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("what is delayed beyond its deadline is carried out late, and its undo can't overtake it", "[memory]") {
+    Memory memory;
+    memory.set_latency(2ms);
+    memory.delay_next(5s);
+    CHECK(ask(memory, Verb::acquire, a).why.code == Errc::timed_out);
+    CHECK_FALSE(memory.get("k"));
+    memory.advance(5s);
+    CHECK_FALSE(memory.get("k"));
+    ask(memory, Verb::acquire, b);
+    memory.delay_next(3s);
+    ask(memory, Verb::release, b);
+    CHECK(memory.get("k") == std::string{b.hex()});
+    memory.advance(3s);
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("a connection breaks at once, before or after the deed", "[memory]") {
+    Memory memory;
+    const TimePoint start = memory.now();
+    memory.inject(Fault::reset_before);
+    memory.inject(Fault::reset_after);
+    CHECK(ask(memory, Verb::acquire, a).why.code == Errc::disconnected);
+    CHECK_FALSE(memory.get("k"));
+    CHECK(ask(memory, Verb::acquire, a).why.code == Errc::disconnected);
+    CHECK(memory.get("k") == std::string{a.hex()});
+    CHECK(memory.now() == start);
+}
+
+TEST_CASE("a lasting fault lasts until it is ended", "[memory]") {
+    Memory memory;
+    memory.set_fault(Fault::request_lost);
+    for (int i = 0; i < 3; ++i) CHECK(ask(memory, Verb::acquire, a).verdict == Verdict::unknown);
+    memory.set_fault(Fault::none);
+    CHECK(ask(memory, Verb::acquire, a).verdict == Verdict::yes);
+}
+
+TEST_CASE("two memories draw the same tokens, and one never the same twice", "[memory]") {
+    Memory first, second;
+    const Token token = first.fresh();
+    CHECK(second.fresh() == token);
+    CHECK(first.fresh() != token);
+}

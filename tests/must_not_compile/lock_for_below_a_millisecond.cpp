@@ -1,0 +1,14 @@
+// The short form, which takes nothing but a ttl, is as strict as the options are.
+// error: no matching.*RedisLock
+#include <redislock/lock.hpp>
+#include <redislock/memory.hpp>
+
+using namespace std::chrono_literals;
+
+void lock_for_below_a_millisecond(redislock::Memory& memory) {
+#ifdef MISTAKE
+    redislock::RedisLock<redislock::Memory> lock{memory, "key", 900us};
+#else
+    redislock::RedisLock<redislock::Memory> lock{memory, "key", 900ms};
+#endif
+}

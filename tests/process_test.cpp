@@ -1,0 +1,201 @@
+// Several processes, forked, stopped, killed: whose lock is it?
+#include "catch.hpp"
+#include "redis_server.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <fstream>
+#include <functional>
+#include <set>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+
+namespace {
+
+/// Runs in a child process, which says by its exit status whether all was well; leaves without running destructors of ours.
+class Child {
+public:
+    explicit Child(const std::function<bool()>& work) : pid_{::fork()} {
+        if (pid_ != 0) return;
+        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+        bool well = false;
+        try {
+            well = work();
+        } catch (const std::exception& error) {
+            std::fprintf(stderr, "in the child: %s\n", error.what());
+        }
+        ::_exit(well ? 0 : 1);
+    }
+    Child(const Child&) = delete;
+    Child& operator=(const Child&) = delete;
+    ~Child() {
+        if (pid_ <= 0) return;
+        ::kill(pid_, SIGKILL);
+        ::waitpid(pid_, nullptr, 0);
+    }
+    bool was_well() {
+        int status = -1;
+        ::waitpid(std::exchange(pid_, 0), &status, 0);
+        return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    }
+    void signal(int number) const { ::kill(pid_, number); }
+
+private:
+    pid_t pid_;
+};
+
+/// A word from one process to another.
+class Pipe {
+public:
+    Pipe() { REQUIRE(::pipe2(ends_, O_CLOEXEC) == 0); }
+    ~Pipe() {
+        ::close(ends_[0]);
+        ::close(ends_[1]);
+    }
+    void say(char word) const { CHECK(::write(ends_[1], &word, 1) == 1); }
+    char hear() const {
+        char word = 0;
+        while (::read(ends_[0], &word, 1) < 0 && errno == EINTR) {
+        }
+        return word;
+    }
+
+private:
+    int ends_[2];
+};
+
+long long commands_processed(test::RedisServer& server) {
+    const std::string statistics = server.text({"INFO", "stats"});
+    return std::stoll(statistics.substr(statistics.find("total_commands_processed:") + 25));
+}
+
+} // namespace
+
+TEST_CASE("a forked child holds none of its parent's locks, and says nothing for them", "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    for (int round = 0; round < 20; ++round) {
+        auto lock =
+            std::make_unique<RedisLock<Redis>>(redis, "k", Options{.ttl = 60s, .confirm_release = round % 2 == 0});
+        const long long before = commands_processed(server);
+        Child child{[&] {
+            const bool holds = lock->owns_lock() || lock->remaining() > 0ms || !lock->token().is_nil();
+            const bool acts = lock->unlock() != Unlocked::not_held || lock->extend(60s) != Outcome::not_held;
+            lock.reset();
+            return !holds && !acts;
+        }};
+        REQUIRE(child.was_well());
+        REQUIRE(commands_processed(server) == before + 1); // our own INFO
+        REQUIRE(lock->owns_lock());
+        REQUIRE(lock->unlock() == Unlocked::confirmed);
+    }
+}
+
+TEST_CASE("a forked child's own locks work, on connections of its own", "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.tcp_uri()};
+    RedisLock parents{redis, "parents", 60s};
+    const Token token = parents.token();
+    Child child{[&] {
+        RedisLock childs{redis, "childs", 60s};
+        RedisLock taken{redis, "parents", 60s, std::try_to_lock};
+        const bool again = !parents.try_lock_for(1ms); // the same object, now the child's own
+        return childs.owns_lock() && !taken.owns_lock() && again && childs.token() != token &&
+               childs.unlock() == Unlocked::confirmed;
+    }};
+    for (int i = 0; i < 200; ++i)
+        REQUIRE(RedisLock(redis, "meanwhile", 60s).owns_lock()); // on the inherited connection
+    CHECK(child.was_well());
+    CHECK(parents.extend(60s) == Outcome::confirmed);
+    CHECK(parents.unlock() == Unlocked::confirmed);
+}
+
+TEST_CASE("tokens are distinct over forks and threads' worth of draws", "[process]") {
+    std::set<std::string> seen;
+    for (int round = 0; round < 50; ++round) {
+        int ends[2];
+        REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+        Child child{[&] {
+            const Token token = detail::random_token();
+            return ::write(ends[1], token.hex().data(), Token::digits) == static_cast<ssize_t>(Token::digits);
+        }};
+        char text[Token::digits];
+        REQUIRE(::read(ends[0], text, sizeof text) == static_cast<ssize_t>(sizeof text));
+        ::close(ends[0]);
+        ::close(ends[1]);
+        REQUIRE(child.was_well());
+        const Token own = detail::random_token();
+        seen.emplace(text, sizeof text);
+        seen.emplace(own.hex());
+    }
+    CHECK(seen.size() == 100);
+}
+
+TEST_CASE("processes that contend for a lock lose no update", "[redis][process]") {
+    test::RedisServer server;
+    const test::TemporaryFolder folder;
+    const std::string file = folder.path() / "count";
+    std::ofstream{file} << 0;
+    const auto increments = [&] {
+        Redis redis{server.unix_uri()};
+        for (int i = 0; i < 50; ++i) {
+            RedisLock lock{redis, "k", {.ttl = 60s, .longest_pause = 2ms}};
+            int count = -1;
+            std::ifstream{file} >> count;
+            std::ofstream{file} << count + 1;
+        }
+        return true;
+    };
+    {
+        Child a{increments}, b{increments}, c{increments}, d{increments};
+        CHECK((a.was_well() && b.was_well() && c.was_well() && d.was_well()));
+    }
+    int count = -1;
+    std::ifstream{file} >> count;
+    CHECK(count == 200);
+    CHECK(server.integer({"DBSIZE"}) == 0);
+}
+
+TEST_CASE("a killed holder's lock is free when its lease has ended, and not before", "[redis][process]") {
+    test::RedisServer server;
+    Pipe holding;
+    Child holder{[&] {
+        Redis redis{server.unix_uri()};
+        RedisLock lock{redis, "k", 500ms};
+        holding.say('!');
+        ::pause();
+        return false;
+    }};
+    holding.hear();
+    const Millis left{server.integer({"PTTL", "k"})};
+    const TimePoint asked = now();
+    holder.signal(SIGKILL);
+    Redis redis{server.unix_uri()};
+    RedisLock waiter{redis, "k", 10s};
+    CHECK(now() >= asked + left - 1ms);
+    CHECK(now() < asked + left + 5s);
+}
+
+TEST_CASE("a holder that was stopped past its lease knows it at once", "[redis][process]") {
+    test::RedisServer server;
+    for (int round = 0; round < 5; ++round) {
+        Pipe holding, stopped;
+        Child holder{[&] {
+            Redis redis{server.unix_uri()};
+            RedisLock lock{redis, "k", 50ms};
+            holding.say('!');
+            stopped.hear();
+            return !lock.owns_lock() && lock.remaining() == 0ms && lock.unlock() == Unlocked::stolen;
+        }};
+        holding.hear();
+        holder.signal(SIGSTOP);
+        Redis redis{server.unix_uri()};
+        RedisLock next{redis, "k", 10s};
+        stopped.say('!');
+        holder.signal(SIGCONT);
+        CHECK(holder.was_well());
+        CHECK(next.unlock() == Unlocked::confirmed);
+    }
+}

@@ -1,0 +1,75 @@
+// What the README shows is what the examples compile, and what it tells of the library's tables is complete.
+#include "catch.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <fstream>
+#include <sstream>
+#include <vector>
+
+namespace {
+
+const std::string root = REDISLOCK_ROOT;
+
+std::vector<std::string> lines_of(const std::string& file) {
+    std::ifstream stream{root + "/" + file};
+    REQUIRE(stream);
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(stream, line);) lines.push_back(line);
+    return lines;
+}
+
+/// What stands between two lines `// [name]`, without the indent that all of it has.
+std::string snippet(const std::string& file, const std::string& name) {
+    std::vector<std::string> inside;
+    int marks = 0;
+    for (const std::string& line : lines_of(file)) {
+        if (line.find("// [" + name + "]") != line.npos)
+            ++marks;
+        else if (marks == 1)
+            inside.push_back(line);
+    }
+    REQUIRE(marks == 2);
+    std::size_t indent = 1000;
+    for (const std::string& line : inside)
+        if (!line.empty()) indent = std::min(indent, line.find_first_not_of(' '));
+    std::string text;
+    for (const std::string& line : inside) text += (line.empty() ? line : line.substr(indent)) + "\n";
+    return text;
+}
+
+} // namespace
+
+TEST_CASE("every piece of C++ in the README is cut from an example", "[readme]") {
+    const std::vector<std::string> readme = lines_of("README.md");
+    int pieces = 0;
+    for (std::size_t i = 0; i < readme.size(); ++i) {
+        if (readme[i] != "```cpp") continue;
+        // The line before names it: <!-- examples/10_scoped_lock.cpp scoped_lock -->
+        std::istringstream origin{readme.at(i - 1)};
+        std::string open, file, name;
+        REQUIRE(origin >> open >> file >> name);
+        std::string shown;
+        for (++i; readme.at(i) != "```"; ++i) shown += readme[i] + "\n";
+        CHECK(shown == snippet(file, name));
+        ++pieces;
+    }
+    CHECK(pieces >= 3);
+}
+
+TEST_CASE("the README is short, and its tables name every option, outcome and version", "[readme]") {
+    std::string all;
+    const std::vector<std::string> readme = lines_of("README.md");
+    for (const std::string& line : readme) all += line + "\n";
+    CHECK(readme.size() < 300);
+    for (const char* word : {"`ttl`", "`answer_timeout`", "`drift`", "`longest_pause`", "`confirm_release`", "`client_name`",
+                             "`idle_connections`", "`confirmed`", "`expired`", "`stolen`", "`unknown`", "`not_held`"})
+        CHECK_THAT(all, containing(std::string{"| "} + word));
+    for (const std::string& line : lines_of("include/redislock/errors.hpp")) {
+        const auto comment = line.find("///< ");
+        if (comment == line.npos || line.rfind("    ", 0) != 0) continue;
+        const std::string code = line.substr(4, line.find_first_of(" ,=", 4) - 4);
+        CHECK_THAT(all, containing("`" + code + "`"));
+    }
+    CHECK_THAT(all, !containing("guarantee"));
+}

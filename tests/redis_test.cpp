@@ -1,0 +1,401 @@
+// One Redis as a backend: against a real server in the states that it can be in, and a fake one for those that are rare.
+#include "conformance.hpp"
+#include "fake_server.hpp"
+#include "redis_server.hpp"
+
+#include <redislock/redislock.hpp>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+
+namespace {
+
+/// One server for all tests of this process; each test finds it empty.
+test::RedisServer& server() {
+    static test::RedisServer instance;
+    instance.command({"FLUSHALL"});
+    return instance;
+}
+
+struct RedisWorld {
+    static constexpr Millis unit{200};
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri()};
+
+    Redis& backend() { return redis; }
+    void pass(Millis span) { redis.pause(later(redis.now(), span)); }
+    void put(const std::string& key, const std::string& value, std::optional<Millis> ttl) {
+        if (ttl)
+            instance.command({"SET", key, value, "PX", std::to_string(ttl->count())});
+        else
+            instance.command({"SET", key, value});
+    }
+    void put_hash(const std::string& key) { instance.command({"HSET", key, "uuid:1", "1"}); }
+    void erase(const std::string& key) { instance.command({"DEL", key}); }
+    std::optional<std::string> get(const std::string& key) {
+        if (instance.integer({"EXISTS", key}) == 0) return std::nullopt;
+        return instance.text({"GET", key});
+    }
+};
+
+const Token a = Token::from_bits(1, 1), b = Token::from_bits(2, 2);
+
+Answer ask(Redis& redis, Verb verb, const Token& token = a, Millis within = 2s) {
+    return redis.ask({verb, "k", token, 10s, later(redis.now(), within)});
+}
+
+/// What the library makes of a server that answers every command with these bytes.
+Answer answer_to(const std::string& reply, Verb verb = Verb::acquire) {
+    test::FakeServer fake{[&](test::Peer& peer, int) {
+        while (!peer.read().empty() && peer.send(reply)) {
+        }
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    return ask(redis, verb);
+}
+
+template <class Action>
+Failure failure(Action action) {
+    try {
+        action();
+    } catch (const std::system_error& error) {
+        return {error.code(), error.what()};
+    }
+    return {};
+}
+
+long long calls_of(test::RedisServer& instance, const std::string& command) {
+    const std::string statistics = instance.text({"INFO", "commandstats"});
+    const auto at = statistics.find("cmdstat_" + command + ":calls=");
+    return at == statistics.npos ? 0 : std::stoll(statistics.substr(statistics.find('=', at) + 1));
+}
+
+} // namespace
+
+TEST_CASE("a Redis is a backend like any other", "[redis][conformance]") {
+    RedisWorld world;
+    test::Conformance{world}.run();
+}
+
+TEST_CASE("the scripts' names are those that the server gives them", "[redis]") {
+    CHECK(server().text({"SCRIPT", "LOAD", std::string{detail::release_script}}) == detail::release_sha);
+    CHECK(server().text({"SCRIPT", "LOAD", std::string{detail::extend_script}}) == detail::extend_sha);
+}
+
+TEST_CASE("a lock and its release are one SET and one EVALSHA, also over TCP", "[redis]") {
+    test::RedisServer& instance = server();
+    for (const std::string& uri : {instance.unix_uri(), instance.tcp_uri()}) {
+        Redis redis{uri};
+        { RedisLock warm_up{redis, "k", 10s}; }
+        instance.command({"CONFIG", "RESETSTAT"});
+        for (int i = 0; i < 10; ++i) RedisLock{redis, "k", 10s};
+        CHECK(calls_of(instance, "set") == 10);
+        CHECK(calls_of(instance, "evalsha") == 10);
+        CHECK(calls_of(instance, "eval") == 0);
+        CHECK(calls_of(instance, "client|setname") == 0);
+    }
+}
+
+TEST_CASE("a server that has forgotten the scripts is told them again, in the same call", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri()};
+    RedisLock lock{redis, "k", 10s};
+    instance.command({"SCRIPT", "FLUSH"});
+    CHECK(lock.extend(20s) == Outcome::confirmed);
+    instance.command({"SCRIPT", "FLUSH"});
+    CHECK(lock.unlock() == Unlocked::confirmed);
+}
+
+TEST_CASE("an unanswered release needs no script to be known, and owes its reply to the next user", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri()};
+    for (int i = 0; i < 100; ++i) {
+        RedisLock lock{redis, "k", {.ttl = 10s, .confirm_release = false}};
+        instance.command({"SCRIPT", "FLUSH"});
+        REQUIRE(lock.owns_lock());
+    }
+    RedisLock lock{redis, "k", 10s, std::try_to_lock};
+    CHECK(lock.unlock() == Unlocked::confirmed);
+}
+
+TEST_CASE("idle connections are used again, and are found dead where they are", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri()};
+    for (int i = 0; i < 20; ++i) {
+        CHECK(ask(redis, Verb::acquire).verdict == Verdict::yes);
+        instance.command({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
+        CHECK(ask(redis, Verb::release).verdict == Verdict::yes);
+    }
+    CHECK(instance.integer({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"}) == 1);
+}
+
+TEST_CASE("many threads share one Redis, and its idle connections are bounded", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri(), {.client_name = "many", .idle_connections = 2}};
+    int counter = 0;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 8; ++i)
+        threads.emplace_back([&] {
+            for (int round = 0; round < 20; ++round) {
+                RedisLock lock{redis, "k", {.ttl = 60s, .longest_pause = 2ms}};
+                const int seen = counter;
+                std::this_thread::yield();
+                counter = seen + 1;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(counter == 160);
+    const std::string clients = instance.text({"CLIENT", "LIST"});
+    int named = 0;
+    for (auto at = clients.find("name=many"); at != clients.npos; at = clients.find("name=many", at + 1)) ++named;
+    CHECK(named <= 2);
+}
+
+TEST_CASE("the URI's database is selected, and the client named", "[redis]") {
+    test::RedisServer& instance = server();
+    for (const std::string& uri : {instance.unix_uri() + "?db=3", instance.tcp_uri() + "/3"}) {
+        Redis redis{uri, {.client_name = "billing"}};
+        RedisLock lock{redis, "k", 10s};
+        CHECK_THAT(instance.text({"CLIENT", "LIST"}), containing("name=billing") && containing("db=3"));
+        CHECK(instance.integer({"EXISTS", "k"}) == 0);
+    }
+    Redis redis{instance.unix_uri() + "?db=999999"};
+    const Answer answer = ask(redis, Verb::acquire);
+    CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_such_db));
+    CHECK(failure([] { Redis{"redis://h", {.client_name = "two words"}}; }).code == Errc::bad_option);
+}
+
+TEST_CASE("passwords are asked for in both forms, and none is ever shown", "[redis]") {
+    test::RedisServer instance{{"--requirepass", "hunter2-sentinel"}};
+    const std::string socket = instance.socket_path();
+    instance.command({"AUTH", "hunter2-sentinel"});
+    instance.command({"ACL", "SETUSER", "worker", "on", ">s3cret/@", "~*", "+@all"});
+    Redis by_password{"unix://:hunter2-sentinel@" + socket};
+    CHECK(RedisLock(by_password, "k", 10s).owns_lock());
+    Redis by_user{"unix://worker:s3cret%2F%40@" + socket};
+    CHECK(RedisLock(by_user, "k", 10s).owns_lock());
+
+    Redis nobody{"unix://" + socket}, wrong{"unix://:hunter2-wrong@" + socket},
+        stranger{"unix://me:hunter2-wrong@" + socket};
+    CHECK(failure([&] { RedisLock(nobody, "k", 10s); }).code == Errc::auth_required);
+    for (Redis* redis : {&wrong, &stranger}) {
+        const Failure refused = failure([&] { RedisLock(*redis, "k", 10s); });
+        CHECK(refused.code == Errc::auth_failed);
+        CHECK_THAT(refused.detail, !containing("hunter2"));
+    }
+    CHECK(instance.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("a server that has no AUTH and says the password out loud is not repeated", "[redis]") {
+    test::FakeServer fake{[](test::Peer& peer, int) {
+        peer.read();
+        peer.send("-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n+OK\r\n");
+        peer.wait_for_the_end();
+    }};
+    Redis redis{"unix://:hunter2@" + fake.path()};
+    const Failure refused = failure([&] { RedisLock(redis, "k", 10s); });
+    CHECK(refused.code == Errc::auth_failed);
+    CHECK_THAT(refused.detail, !containing("hunter2"));
+}
+
+TEST_CASE("a user who may do just what a lock needs gets his lock; one who may not is told so", "[redis]") {
+    test::RedisServer& instance = server();
+    const std::string socket = instance.socket_path();
+    instance.command({"ACL", "SETUSER", "least", "on", ">p", "~lock:*", "+set", "+get", "+del", "+pttl", "+pexpire",
+                      "+eval", "+evalsha"});
+    Redis least{"unix://least:p@" + socket};
+    RedisLock lock{least, "lock:k", 10s};
+    CHECK(lock.extend(20s) == Outcome::confirmed);
+    RedisLock waiter{least, "lock:k", 10s, std::defer_lock};
+    CHECK_FALSE(waiter.try_lock_for(20ms));
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(failure([&] { RedisLock(least, "elsewhere", 10s); }).code == Errc::no_permission);
+
+    instance.command({"ACL", "SETUSER", "nodel", "on", ">p", "~*", "+set", "+get", "+eval", "+evalsha"});
+    Redis nodel{"unix://nodel:p@" + socket};
+    CHECK(ask(nodel, Verb::acquire).verdict == Verdict::yes);
+    const Answer refused = ask(nodel, Verb::release);
+    CHECK((refused.verdict == Verdict::no && refused.why.code == Errc::no_permission));
+}
+
+TEST_CASE("a real server's refusals are told by their codes, and are certain", "[redis]") {
+    test::RedisServer instance, other;
+    Redis redis{instance.unix_uri()};
+    const auto refused = [&](Verb verb, Errc code) {
+        const Answer answer = ask(redis, verb);
+        CHECK(answer.verdict == Verdict::no);
+        CHECK(answer.why.code == code);
+        CHECK_FALSE(answer.why.detail.empty());
+        CHECK_THAT(answer.why.detail, !containing(test::text(a)));
+    };
+    SECTION("out of memory: no new lock, but extending and releasing go on") {
+        ask(redis, Verb::acquire);
+        instance.command({"CONFIG", "SET", "maxmemory", "1"});
+        refused(Verb::acquire, Errc::out_of_memory);
+        CHECK(ask(redis, Verb::extend).verdict == Verdict::yes);
+        CHECK(ask(redis, Verb::release).verdict == Verdict::yes);
+    }
+    SECTION("a replica, with and without its primary") {
+        ask(redis, Verb::acquire);
+        instance.command({"REPLICAOF", "127.0.0.1", std::to_string(test::free_port())});
+        refused(Verb::acquire, Errc::read_only);
+        refused(Verb::release, Errc::read_only);
+        instance.command({"CONFIG", "SET", "replica-serve-stale-data", "no"});
+        refused(Verb::extend, Errc::master_down);
+    }
+    SECTION("too few replicas") {
+        ask(redis, Verb::acquire);
+        instance.command({"CONFIG", "SET", "min-replicas-to-write", "1"});
+        refused(Verb::acquire, Errc::no_replicas);
+        refused(Verb::release, Errc::no_replicas);
+    }
+    SECTION("a server that can't persist") {
+        ask(redis, Verb::acquire);
+        instance.command({"CONFIG", "SET", "save", "1 1"});
+        instance.command({"CONFIG", "SET", "dbfilename", "dump.rdb"});
+        std::filesystem::create_directory(std::filesystem::path{instance.socket_path()}.parent_path() / "dump.rdb");
+        instance.command({"BGSAVE"});
+        while (instance.text({"INFO", "persistence"}).find("rdb_bgsave_in_progress:1") != std::string::npos) {
+        }
+        refused(Verb::acquire, Errc::misconfigured);
+        refused(Verb::release, Errc::misconfigured);
+    }
+    SECTION("a server without scripts") {
+        test::RedisServer bare{{"--rename-command", "EVAL", "", "--rename-command", "EVALSHA", ""}};
+        Redis without{bare.unix_uri()};
+        RedisLock lock{without, "k", 10s};
+        const Answer answer = ask(without, Verb::release, lock.token());
+        CHECK(answer.why.code == Errc::unsupported);
+        CHECK_THAT(answer.why.detail, !containing(test::text(lock.token()).substr(0, 8)));
+    }
+    SECTION("stuck in a script") {
+        instance.command({"CONFIG", "SET", "busy-reply-threshold", "1"});
+        std::thread stuck{[&] {
+            const std::unique_ptr<redisContext, decltype(&::redisFree)> client{
+                ::redisConnectUnix(instance.socket_path().c_str()), &::redisFree};
+            ::freeReplyObject(::redisCommand(client.get(), "EVAL %s 0", "while true do end"));
+        }};
+        Answer answer{};
+        for (const TimePoint limit = redis.now() + 10s;
+             redis.now() < limit && answer.why.code != Errc::script_running;) {
+            answer = ask(redis, Verb::acquire);
+            if (answer.verdict == Verdict::yes) ask(redis, Verb::release);
+        }
+        CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::script_running));
+        instance.command({"SCRIPT", "KILL"});
+        stuck.join();
+    }
+    SECTION("no room for another client") {
+        instance.command({"CONFIG", "SET", "maxclients", "1"});
+        Answer answer{};
+        for (const TimePoint limit = redis.now() + 10s; redis.now() < limit && answer.why.code != Errc::max_clients;) {
+            answer = ask(redis, Verb::acquire); // it may hang up before we have written: then it's just disconnected
+            CHECK((answer.verdict != Verdict::yes && answer.is_trouble()));
+        }
+        CHECK(answer.why.code == Errc::max_clients);
+    }
+    SECTION("a cluster that does not serve the key") {
+        test::RedisServer node{{"--cluster-enabled", "yes"}};
+        Redis cluster{node.tcp_uri()};
+        CHECK(ask(cluster, Verb::acquire).why.code == Errc::cluster_down);
+        node.command({"CONFIG", "SET", "cluster-require-full-coverage", "no"});
+        Redis selecting{node.tcp_uri() + "/1"};
+        CHECK(ask(selecting, Verb::acquire).why.code == Errc::no_such_db);
+    }
+}
+
+TEST_CASE("every error reply has its code, also those of servers before 7.0", "[redis]") {
+    struct Row {
+        std::string reply;
+        Errc code;
+    };
+    const Row rows[] = {
+        {"OOM command not allowed when used memory > 'maxmemory'.", Errc::out_of_memory},
+        {"READONLY You can't write against a read only replica.", Errc::read_only},
+        {"LOADING Redis is loading the dataset in memory", Errc::loading},
+        {"NOAUTH Authentication required.", Errc::auth_required},
+        {"WRONGPASS invalid username-password pair or user is disabled.", Errc::auth_failed},
+        {"NOPERM this user has no permissions to run the 'set' command", Errc::no_permission},
+        {"ERR The user executing the script can't run this command or subcommand script: 12e4", Errc::no_permission},
+        {"ERR The user executing the script can't access at least one of the keys mentioned", Errc::no_permission},
+        {"BUSY Redis is busy running a script.", Errc::script_running},
+        {"MISCONF Redis is configured to save RDB snapshots", Errc::misconfigured},
+        {"MOVED 11958 127.0.0.1:7001", Errc::moved},
+        {"ASK 11958 127.0.0.1:7001", Errc::moved},
+        {"CLUSTERDOWN The cluster is down", Errc::cluster_down},
+        {"TRYAGAIN Multiple keys request during rehashing of slot", Errc::cluster_down},
+        {"MASTERDOWN Link with MASTER is down", Errc::master_down},
+        {"NOREPLICAS Not enough good replicas to write.", Errc::no_replicas},
+        {"WRONGTYPE Operation against a key holding the wrong kind of value", Errc::wrong_type},
+        {"ERR max number of clients reached", Errc::max_clients},
+        {"ERR unknown command 'EVALSHA', with args beginning with: 'x'", Errc::unsupported},
+        {"ERR DB index is out of range", Errc::no_such_db},
+        {"ERR SELECT is not allowed in cluster mode", Errc::no_such_db},
+        {"ERR Error running script (call to f_12e4): @user_script:1: @user_script: 1: -OOM command not allowed",
+         Errc::out_of_memory},
+        {"ERR Error running script (call to f_12e4): @user_script:1: -READONLY You can't write", Errc::read_only},
+        {"ERR value is not an integer or out of range", Errc::server_error},
+        {"ERR BUSY is a word in here, ASK anybody", Errc::server_error},
+        {"OOMPH", Errc::server_error},
+        {"", Errc::server_error},
+    };
+    for (const Row& row : rows) {
+        INFO(row.reply);
+        CHECK(detail::meaning(row.reply) == row.code);
+    }
+}
+
+TEST_CASE("an error reply is a certain no, and anything but a reply to the question unknown", "[redis]") {
+    CHECK(answer_to("-LOADING Redis is loading\r\n").verdict == Verdict::no);
+    CHECK(answer_to("-WRONGTYPE x\r\n", Verb::release).why.code == Errc::stolen);
+    for (const std::string reply : {":1\r\n", "+QUEUED\r\n", "$2\r\nOK\r\n", "*0\r\n"}) {
+        const Answer answer = answer_to(reply);
+        CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
+    }
+    for (const std::string reply : {"+OK\r\n", "$-1\r\n", ":2\r\n", ":-2\r\n"}) {
+        const Answer answer = answer_to(reply, Verb::release);
+        CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
+    }
+    CHECK(answer_to("-NOSCRIPT No matching script\r\n", Verb::extend).why.code == Errc::server_error);
+}
+
+TEST_CASE("a server's sentence reaches the user, without the token", "[redis]") {
+    test::FakeServer fake{[](test::Peer& peer, int) {
+        for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read())
+            peer.send("-ERR something with " + bytes.substr(bytes.find("$32\r\n") + 5, 32) + " in it\r\n");
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "orders:42", 10s, std::defer_lock};
+    const Failure refused = failure([&] { lock.lock(); });
+    CHECK(refused.code == Errc::server_error);
+    CHECK_THAT(refused.detail, containing("orders:42: ERR something with <token> in it"));
+}
+
+TEST_CASE("a server that is loading its data is waited for", "[redis]") {
+    test::RedisServer& instance = server();
+    std::atomic<int> asked{0};
+    test::FakeServer loading{[&](test::Peer& peer, int) {
+        while (!peer.read().empty())
+            peer.send(++asked < 4 ? "-LOADING Redis is loading the dataset in memory\r\n" : "+OK\r\n");
+    }};
+    Redis redis{loading.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "k", {.ttl = 60s, .confirm_release = false}};
+    CHECK(asked == 4);
+    CHECK(instance.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("nothing is connected before a lock asks, and a server may come later", "[redis]") {
+    test::RedisServer instance;
+    instance.kill();
+    Redis redis{instance.unix_uri()};
+    RedisLock lock{redis, "k", {.ttl = 10s, .answer_timeout = 50ms}, std::defer_lock};
+    CHECK(failure([&] { lock.lock(); }).code == Errc::unreachable);
+    instance.start();
+    lock.lock();
+    CHECK(lock.owns_lock());
+    instance.kill();
+    instance.start(); // its memory is lost
+    CHECK(lock.unlock() == Unlocked::expired);
+    lock.lock();
+    CHECK(lock.unlock() == Unlocked::confirmed);
+}

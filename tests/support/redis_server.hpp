@@ -1,0 +1,158 @@
+/// A redis-server of one's own: in a temporary folder, on a unix socket and a loopback port, gone with its object and with
+/// the process that started it. It speaks to its server through plain hiredis, not through what is under test.
+#pragma once
+
+#include <hiredis/hiredis.h>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace test {
+
+/// Loopback, and free a moment ago.
+inline int free_port() {
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    const bool bound = ::bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+                       ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
+    ::close(fd);
+    if (!bound) throw std::runtime_error{"no free port on loopback"};
+    return ntohs(address.sin_port);
+}
+
+class TemporaryFolder {
+public:
+    TemporaryFolder() {
+        std::string name = std::filesystem::temp_directory_path() / "redislock-XXXXXX";
+        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error{"no temporary folder: " + name};
+        path_ = name;
+    }
+    TemporaryFolder(const TemporaryFolder&) = delete;
+    TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+    ~TemporaryFolder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path_, ignored);
+    }
+    const std::filesystem::path& path() const { return path_; }
+
+private:
+    std::filesystem::path path_;
+};
+
+using Reply = std::unique_ptr<redisReply, decltype(&::freeReplyObject)>;
+
+class RedisServer {
+public:
+    explicit RedisServer(std::vector<std::string> extra = {}) : extra_{std::move(extra)} { start(); }
+    RedisServer(const RedisServer&) = delete;
+    RedisServer& operator=(const RedisServer&) = delete;
+    ~RedisServer() { kill(); }
+
+    std::string socket_path() const { return folder_.path() / "redis.sock"; }
+    std::string unix_uri() const { return "unix://" + socket_path(); }
+    std::string tcp_uri() const { return "redis://127.0.0.1:" + std::to_string(port_); }
+    int port() const { return port_; }
+    pid_t pid() const { return pid_; }
+
+    /// Returns when it accepts connections, whatever it may still be loading.
+    void start() {
+        for (int tries = 0; tries < 5 && pid_ == 0; ++tries) {
+            if (port_ == 0 || tries > 0) port_ = free_port();
+            launch();
+        }
+        if (pid_ == 0) throw std::runtime_error{"redis-server does not start; is it installed?\n" + log_};
+    }
+    void kill() {
+        admin_.reset();
+        if (pid_ == 0) return;
+        ::kill(pid_, SIGKILL);
+        ::waitpid(pid_, nullptr, 0);
+        pid_ = 0;
+    }
+    void stop() const { // returns when it has stopped
+        ::kill(pid_, SIGSTOP);
+        ::waitpid(pid_, nullptr, WUNTRACED);
+    }
+    void go_on() const { ::kill(pid_, SIGCONT); }
+
+    /// As an operator would, by hand.
+    Reply command(const std::vector<std::string>& words) {
+        if (!admin_) admin_.reset(::redisConnectUnix(socket_path().c_str()));
+        std::vector<const char*> texts;
+        std::vector<std::size_t> sizes;
+        for (const std::string& word : words) {
+            texts.push_back(word.data());
+            sizes.push_back(word.size());
+        }
+        void* reply = ::redisCommandArgv(admin_.get(), static_cast<int>(texts.size()), texts.data(), sizes.data());
+        if (reply == nullptr) throw std::runtime_error{"redis-server is gone: " + words.front()};
+        return {static_cast<redisReply*>(reply), &::freeReplyObject};
+    }
+    long long integer(const std::vector<std::string>& words) { return command(words)->integer; }
+    std::string text(const std::vector<std::string>& words) {
+        const Reply reply = command(words);
+        return reply->str != nullptr ? std::string{reply->str, static_cast<std::size_t>(reply->len)} : std::string{};
+    }
+
+private:
+    void launch() {
+        int pipe[2];
+        if (::pipe2(pipe, O_CLOEXEC) != 0) throw std::runtime_error{"pipe"};
+        std::vector<std::string> words{"redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1"};
+        for (const char* word : {"--save", "", "--appendonly", "no", "--unixsocket"}) words.push_back(word);
+        words.push_back(socket_path());
+        words.insert(words.end(), {"--dir", folder_.path()});
+        words.insert(words.end(), extra_.begin(), extra_.end());
+        std::vector<char*> arguments;
+        for (std::string& word : words) arguments.push_back(word.data());
+        arguments.push_back(nullptr);
+        const pid_t parent = ::getpid();
+        pid_ = ::fork();
+        if (pid_ == 0) {
+            ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (::getppid() != parent) ::_exit(1);
+            ::dup2(pipe[1], STDOUT_FILENO);
+            ::dup2(pipe[1], STDERR_FILENO);
+            ::execvp(arguments[0], arguments.data());
+            ::_exit(127);
+        }
+        ::close(pipe[1]);
+        log_.clear();
+        char bytes[4096];
+        for (ssize_t got = 1; got > 0 && log_.find("eady to accept connections") == log_.npos;) {
+            got = ::read(pipe[0], bytes, sizeof bytes);
+            if (got > 0) log_.append(bytes, static_cast<std::size_t>(got));
+        }
+        ::close(pipe[0]);
+        if (log_.find("eady to accept connections") == log_.npos) kill();
+    }
+
+    struct Disconnect {
+        void operator()(redisContext* context) const { ::redisFree(context); }
+    };
+
+    std::vector<std::string> extra_;
+    TemporaryFolder folder_;
+    int port_ = 0;
+    pid_t pid_ = 0;
+    std::string log_;
+    std::unique_ptr<redisContext, Disconnect> admin_;
+};
+
+} // namespace test
