@@ -12,6 +12,16 @@
 
 namespace redislock {
 
+namespace detail {
+/// What may follow the options of a lock in its constructor.
+struct LockTags {
+    void operator()() const;
+    void operator()(std::defer_lock_t) const;
+    void operator()(std::try_to_lock_t) const;
+    void operator()(std::adopt_lock_t, const Token&) const;
+};
+} // namespace detail
+
 /// A scoped lock on a key, over any Backend. It is the guard (it unlocks when it is destroyed) and, being Lockable and
 /// TimedLockable, also fits std::unique_lock, std::scoped_lock and std::lock.
 ///
@@ -50,10 +60,10 @@ public:
         adopt(token);
     }
 
-    /// The same four, for those who only choose the ttl.
-    template <class... Tags>
-    RedisLock(B& backend, std::string_view key, Millis lease_time, const Tags&... tags)
-        : RedisLock{backend, key, Options{.ttl = lease_time}, tags...} {}
+    /// The same four, for those who only choose the ttl. A template, so that `{}` means Options.
+    template <class... Tags, class = std::invoke_result_t<detail::LockTags, const Tags&...>>
+    RedisLock(B& backend, std::string_view key, Millis ttl_only, const Tags&... tags)
+        : RedisLock{backend, key, Options{.ttl = ttl_only}, tags...} {}
 
     RedisLock(RedisLock&&) noexcept = default;
 

@@ -8,7 +8,7 @@ foreach(option BUILD_TESTING REDISLOCK_BUILD_TESTS REDISLOCK_BUILD_EXAMPLES REDI
     message(FATAL_ERROR "${option} is on in a consumer")
   endif()
 endforeach()
-foreach(target Catch2 Catch2::Catch2 CLI11::CLI11 test_support test_main)
+foreach(target Catch2 Catch2::Catch2 CLI11::CLI11 test_support tests)
   if(TARGET ${target})
     message(FATAL_ERROR "the target ${target} reached a consumer")
   endif()
