@@ -222,10 +222,8 @@ public:
         for (; owed_ > 0 && wait(socket_.fd(), POLLIN, TimePoint{}); --owed_)
             if (!next(TimePoint{}, {})) return false;
         if (owed_ > 0) return true;
-        char byte;
-        const bool silent = ::recv(socket_.fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
-                            (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
-        return (silent && reader_->pos == reader_->len) || fail(Errc::disconnected, "closed, or out of step");
+        const bool silent = !wait(socket_.fd(), POLLIN, TimePoint{}) && reader_->pos == reader_->len;
+        return silent || fail(Errc::disconnected, "closed by the server, or out of step");
     }
 
     /// The last error among the replies that were skipped.
@@ -290,31 +288,26 @@ private:
         return fail(Errc::disconnected, "not connected");
     }
 
-    /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken may take longer than a near server's
-    /// answer: three times as long on some virtual machines. Where a sample shows that it's slow, the answer is looked for
-    /// first, for a moment, with the processor offered to others in between; unless that was in vain a few times.
+    /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken takes longer than a near server's
+    /// answer, on some virtual machines three times as long. So the answer is looked for first, for a moment, with the
+    /// processor offered to others in between; ever more seldom while that is in vain, as it is with a far server.
     ssize_t receive(char* into, std::size_t size, TimePoint deadline) noexcept {
-        constexpr std::chrono::microseconds slow{40}, moment{100};
-        constexpr int few = 8;
-        const bool sample = receipts_++ % 256 == 0;
-        const TimePoint start = now();
-        while (glances_ > 0 && !sample && now() < start + moment) {
-            const ssize_t got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
-            if (got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
-                glances_ = few;
+        constexpr std::chrono::microseconds moment{100};
+        if (waits_ == 0) {
+            for (const TimePoint end = now() + moment; now() < end; ::sched_yield()) {
+                const ssize_t got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+                if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) continue;
+                vain_looks_ = 0;
                 return got;
             }
-            ::sched_yield();
+            vain_looks_ = std::min(vain_looks_ + 1, 10);
+            waits_ = (1 << vain_looks_) - 1;
+        } else {
+            --waits_;
         }
-        if (!wait(socket_.fd(), POLLIN, deadline)) {
-            errno = ETIMEDOUT;
-            return -1;
-        }
-        if (sample)
-            glances_ = now() - start > slow ? few : 0;
-        else if (glances_ > 0)
-            --glances_;
-        return ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+        if (wait(socket_.fd(), POLLIN, deadline)) return ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+        errno = ETIMEDOUT;
+        return -1;
     }
 
     bool unreachable(const Endpoint& endpoint, int error) {
@@ -339,8 +332,8 @@ private:
     Reply reply_;
     unsigned owed_ = 0;
     std::string objection_;
-    unsigned receipts_ = 0;
-    int glances_ = 0;
+    int vain_looks_ = 0; ///< in a row
+    int waits_ = 0;      ///< before the next look
     Failure failure_;
 };
 
