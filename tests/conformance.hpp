@@ -245,11 +245,11 @@ private:
         Lock waiter{backend_, key_, with_ttl(unit), std::defer_lock};
         world_.put(key_, "somebody", std::nullopt);
         CHECK_FALSE(waiter.try_lock());
-        CHECK(reason([&] { waiter.try_lock_for(unit / 4); }) == Errc::no_expiry);
+        CHECK(reason([&] { return waiter.try_lock_for(unit / 4); }) == Errc::no_expiry);
         world_.erase(key_);
         world_.put_hash(key_);
         CHECK_FALSE(waiter.try_lock());
-        CHECK(reason([&] { waiter.try_lock_for(unit / 4); }) == Errc::wrong_type);
+        CHECK(reason([&] { return waiter.try_lock_for(unit / 4); }) == Errc::wrong_type);
         world_.erase(key_);
         CHECK(waiter.try_lock_for(unit));
     }
@@ -284,7 +284,7 @@ private:
         CHECK(lock.extend(unit) == Outcome::confirmed);
         CHECK(lock.remaining() > unit * 9);
         for (const Millis bad : {0ms, -1ms, 9ms, Millis{25h}, Millis::max(), Millis::min()})
-            CHECK(reason([&] { lock.extend(bad); }) == Errc::bad_option);
+            CHECK(reason([&] { return lock.extend(bad); }) == Errc::bad_option);
         CHECK(held_by(lock.token()));
     }
 
@@ -296,8 +296,8 @@ private:
         CHECK((!first.owns_lock() && first.key().empty() && first.token().is_nil() && first.remaining() == 0ms));
         CHECK(first.unlock() == Unlocked::not_held);
         CHECK(reason([&] { first.lock(); }) == std::errc::operation_not_permitted);
-        CHECK(reason([&] { first.try_lock_for(1ms); }) == std::errc::operation_not_permitted);
-        CHECK(reason([&] { first.extend(unit); }) == std::errc::operation_not_permitted);
+        CHECK(reason([&] { return first.try_lock_for(1ms); }) == std::errc::operation_not_permitted);
+        CHECK(reason([&] { return first.extend(unit); }) == std::errc::operation_not_permitted);
         Lock third{backend_, "another", unit * 10};
         swap(second, third);
         CHECK((third.token() == token && second.key() == "another"));
@@ -311,13 +311,18 @@ private:
 
     void adopt() {
         Lock giver{backend_, key_, unit * 10};
-        CHECK(reason([&] { Lock{backend_, key_, unit * 10, std::adopt_lock, a_}; }) == Errc::stolen);
-        CHECK(reason([&] { Lock{backend_, "free", unit * 10, std::adopt_lock, a_}; }) == Errc::expired);
+        CHECK(reason([&] { return Lock{backend_, key_, unit * 10, std::adopt_lock, a_}; }) == Errc::stolen);
+        CHECK(reason([&] { return Lock{backend_, "free", unit * 10, std::adopt_lock, a_}; }) == Errc::expired);
+        const Token token = giver.detach();
+        CHECK((!token.is_nil() && !giver.owns_lock() && giver.detach().is_nil()));
+        CHECK(giver.unlock() == Unlocked::not_held);
+        CHECK(held_by(token));
+        CHECK_FALSE(giver.try_lock());
         {
-            Lock taker{backend_, key_, unit * 10, std::adopt_lock, giver.token()};
-            CHECK((taker.owns_lock() && taker.token() == giver.token()));
+            Lock taker{backend_, key_, unit * 10, std::adopt_lock, token};
+            CHECK((taker.owns_lock() && taker.token() == token));
         }
-        CHECK(giver.unlock() == Unlocked::expired);
+        CHECK(giver.try_lock());
     }
 
     void standard_guards() {
@@ -350,18 +355,18 @@ private:
     void misuse() {
         Lock lock{backend_, key_, unit * 10};
         CHECK(reason([&] { lock.lock(); }) == std::errc::resource_deadlock_would_occur);
-        CHECK(reason([&] { lock.try_lock(); }) == std::errc::resource_deadlock_would_occur);
+        CHECK(reason([&] { return lock.try_lock(); }) == std::errc::resource_deadlock_would_occur);
         CHECK(lock.owns_lock());
-        CHECK(reason([&] { Lock{backend_, "", unit}; }) == Errc::bad_key);
-        CHECK(reason([&] { Lock{backend_, std::string(513, 'k'), unit}; }) == Errc::bad_key);
-        CHECK(reason([&] { Lock{backend_, key_, 0ms}; }) == Errc::bad_option);
-        CHECK(reason([&] { Lock{backend_, key_, {.ttl = 1s, .answer_timeout = 1s}}; }) == Errc::bad_option);
+        CHECK(reason([&] { return Lock{backend_, "", unit}; }) == Errc::bad_key);
+        CHECK(reason([&] { return Lock{backend_, std::string(513, 'k'), unit}; }) == Errc::bad_key);
+        CHECK(reason([&] { return Lock{backend_, key_, 0ms}; }) == Errc::bad_option);
+        CHECK(reason([&] { return Lock{backend_, key_, {.ttl = 1s, .answer_timeout = 1s}}; }) == Errc::bad_option);
     }
 
     template <class Action>
     static std::error_code reason(Action action) {
         try {
-            action();
+            static_cast<void>(action());
         } catch (const std::system_error& error) {
             return error.code();
         }

@@ -108,7 +108,7 @@ TEST_CASE("what is no reply ends the connection", "[connection]") {
 }
 
 TEST_CASE("a reply of RESP3, which nobody asked for, ends the connection", "[connection]") {
-    for (const std::string bytes : {"_\r\n", "#t\r\n", ",1.5\r\n", "%1\r\n+a\r\n+b\r\n", "(123\r\n"}) {
+    for (const std::string bytes : {"#t\r\n", ",1.5\r\n", "%1\r\n+a\r\n+b\r\n", "(123\r\n"}) {
         const auto within = 200ms; // hiredis before 1.0 refuses them, later ones parse them
         CHECK(failure_of(bytes, within).code != Errc::timed_out);
     }
@@ -354,7 +354,7 @@ TEST_CASE("an address that swallows everything takes its share of the time, and 
     ::close(hole);
 }
 
-TEST_CASE("names, numbers and sockets are resolved; what can't be is refused", "[connection]") {
+TEST_CASE("names, numbers and sockets are resolved, and what can't be is refused", "[connection]") {
     CHECK(detail::resolve(Address::parse("redis://127.0.0.1:1")).front().text == "127.0.0.1:1");
     CHECK(detail::resolve(Address::parse("redis://[::1]:1")).front().text == "[::1]:1");
     CHECK_FALSE(detail::resolve(Address::parse("redis://localhost")).empty());

@@ -25,7 +25,7 @@ constexpr auto generous = 1s; // for a machine that is busy with other tests
 template <class Action>
 Failure failure(Action action) {
     try {
-        action();
+        static_cast<void>(action());
     } catch (const std::system_error& error) {
         return {error.code(), error.what()};
     }
@@ -140,8 +140,8 @@ TEST_CASE("on a server that says nothing, half, or nonsense, every call ends in 
                                    [&](Errc code) { return failure.code == code; });
             };
             CHECK(expected(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); })));
-            CHECK(expected(within(answer_timeout, [&] { return failure([&] { lock.try_lock(); }); })));
-            const Failure cut_short = within(1ms, [&] { return failure([&] { lock.try_lock_for(1ms); }); });
+            CHECK(expected(within(answer_timeout, [&] { return failure([&] { return lock.try_lock(); }); })));
+            const Failure cut_short = within(1ms, [&] { return failure([&] { return lock.try_lock_for(1ms); }); });
             CHECK((expected(cut_short) || cut_short.code == Errc::timed_out));
             CHECK_FALSE(lock.owns_lock());
         }
@@ -166,7 +166,7 @@ TEST_CASE("no server, a closed port, or an address that swallows everything: unr
         Redis redis{uri};
         RedisLock lock{redis, "k", options, std::defer_lock};
         CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::unreachable);
-        CHECK(within(20ms, [&] { return failure([&] { lock.try_lock_for(20ms); }); }).code == Errc::unreachable);
+        CHECK(within(20ms, [&] { return failure([&] { return lock.try_lock_for(20ms); }); }).code == Errc::unreachable);
     }
     ::close(hole);
 }
@@ -179,8 +179,8 @@ TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing
     server.stop();
     CHECK(within(answer_timeout, [&] { return held.extend(20s); }) == Outcome::unknown);
     CHECK(held.owns_lock());
-    CHECK(within(answer_timeout, [&] { return failure([&] { other.try_lock(); }); }).code == Errc::timed_out);
-    CHECK(within(20ms, [&] { return failure([&] { other.try_lock_for(20ms); }); }).code == Errc::timed_out);
+    CHECK(within(answer_timeout, [&] { return failure([&] { return other.try_lock(); }); }).code == Errc::timed_out);
+    CHECK(within(20ms, [&] { return failure([&] { return other.try_lock_for(20ms); }); }).code == Errc::timed_out);
     CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
     CHECK_FALSE(held.owns_lock());
     server.go_on();
@@ -227,7 +227,7 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
         RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 50ms}, std::defer_lock};
         for (int round = 0; round < 10; ++round) {
             armed = true;
-            REQUIRE(failure([&] { lock.try_lock(); }).code == Errc::timed_out);
+            REQUIRE(failure([&] { return lock.try_lock(); }).code == Errc::timed_out);
             armed = false;
             REQUIRE(gone(server, "k"));
             REQUIRE(lock.try_lock());

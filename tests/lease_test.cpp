@@ -174,7 +174,7 @@ TEST_CASE("doubtful: a release refused or unknown settles nothing", "[lease]") {
     CHECK(lease.released(gone, start + 1s) == Outcome::expired); // the refused one had deleted nothing
 }
 
-TEST_CASE("lost: let go it's idle; or asked for again", "[lease]") {
+TEST_CASE("lost: let go it's idle, and or asked for again", "[lease]") {
     Lease lease = lost(gone);
     lease.let_go();
     CHECK(lease.state(start) == State::idle);

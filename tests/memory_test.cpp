@@ -70,7 +70,7 @@ TEST_CASE("a request that is lost does nothing, and takes all the time there is"
     CHECK(ask(memory, Verb::acquire, b).verdict == Verdict::yes);
 }
 
-TEST_CASE("a reply that is lost leaves the deed done; a grant so lost is undone behind it", "[memory]") {
+TEST_CASE("a reply that is lost leaves the deed done, and a grant so lost is undone behind it", "[memory]") {
     Memory memory;
     memory.inject(Fault::reply_lost);
     CHECK(ask(memory, Verb::acquire, a).verdict == Verdict::unknown);

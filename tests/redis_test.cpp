@@ -38,7 +38,7 @@ struct RedisWorld {
     }
 };
 
-const Token a = Token::from_bits(1, 1), b = Token::from_bits(2, 2);
+const Token a = Token::from_bits(1, 1);
 
 Answer ask(Redis& redis, Verb verb, const Token& token = a, Millis within = 2s) {
     return redis.ask({verb, "k", token, 10s, later(redis.now(), within)});
@@ -57,7 +57,7 @@ Answer answer_to(const std::string& reply, Verb verb = Verb::acquire) {
 template <class Action>
 Failure failure(Action action) {
     try {
-        action();
+        static_cast<void>(action());
     } catch (const std::system_error& error) {
         return {error.code(), error.what()};
     }
@@ -88,7 +88,9 @@ TEST_CASE("a lock and its release are one SET and one EVALSHA, also over TCP", "
         Redis redis{uri};
         { RedisLock warm_up{redis, "k", 10s}; }
         instance.command({"CONFIG", "RESETSTAT"});
-        for (int i = 0; i < 10; ++i) RedisLock{redis, "k", 10s};
+        for (int i = 0; i < 10; ++i) {
+            RedisLock lock{redis, "k", 10s};
+        }
         CHECK(calls_of(instance, "set") == 10);
         CHECK(calls_of(instance, "evalsha") == 10);
         CHECK(calls_of(instance, "eval") == 0);
@@ -177,9 +179,9 @@ TEST_CASE("passwords are asked for in both forms, and none is ever shown", "[red
 
     Redis nobody{"unix://" + socket}, wrong{"unix://:hunter2-wrong@" + socket},
         stranger{"unix://me:hunter2-wrong@" + socket};
-    CHECK(failure([&] { RedisLock(nobody, "k", 10s); }).code == Errc::auth_required);
+    CHECK(failure([&] { return RedisLock(nobody, "k", 10s); }).code == Errc::auth_required);
     for (Redis* redis : {&wrong, &stranger}) {
-        const Failure refused = failure([&] { RedisLock(*redis, "k", 10s); });
+        const Failure refused = failure([&] { return RedisLock(*redis, "k", 10s); });
         CHECK(refused.code == Errc::auth_failed);
         CHECK_THAT(refused.detail, !containing("hunter2"));
     }
@@ -193,12 +195,12 @@ TEST_CASE("a server that has no AUTH and says the password out loud is not repea
         peer.wait_for_the_end();
     }};
     Redis redis{"unix://:hunter2@" + fake.path()};
-    const Failure refused = failure([&] { RedisLock(redis, "k", 10s); });
+    const Failure refused = failure([&] { return RedisLock(redis, "k", 10s); });
     CHECK(refused.code == Errc::auth_failed);
     CHECK_THAT(refused.detail, !containing("hunter2"));
 }
 
-TEST_CASE("a user who may do just what a lock needs gets his lock; one who may not is told so", "[redis]") {
+TEST_CASE("a user who may do just what a lock needs gets his lock, and one who may not is told so", "[redis]") {
     test::RedisServer& instance = server();
     const std::string socket = instance.socket_path();
     instance.command({"ACL", "SETUSER", "least", "on", ">p", "~lock:*", "+set", "+get", "+del", "+pttl", "+pexpire",
@@ -209,7 +211,7 @@ TEST_CASE("a user who may do just what a lock needs gets his lock; one who may n
     RedisLock waiter{least, "lock:k", 10s, std::defer_lock};
     CHECK_FALSE(waiter.try_lock_for(20ms));
     CHECK(lock.unlock() == Unlocked::confirmed);
-    CHECK(failure([&] { RedisLock(least, "elsewhere", 10s); }).code == Errc::no_permission);
+    CHECK(failure([&] { return RedisLock(least, "elsewhere", 10s); }).code == Errc::no_permission);
 
     instance.command({"ACL", "SETUSER", "nodel", "on", ">p", "~*", "+set", "+get", "+eval", "+evalsha"});
     Redis nodel{"unix://nodel:p@" + socket};
@@ -368,7 +370,8 @@ TEST_CASE("a server's sentence reaches the user, without the token", "[redis]") 
     RedisLock lock{redis, "orders:42", 10s, std::defer_lock};
     const Failure refused = failure([&] { lock.lock(); });
     CHECK(refused.code == Errc::server_error);
-    CHECK_THAT(refused.detail, containing("orders:42: ERR something with <token> in it"));
+    CHECK_THAT(refused.detail,
+               containing("lock \"orders:42\": unix:" + fake.path() + ": ERR something with <token> in it"));
 }
 
 TEST_CASE("a server that is loading its data is waited for", "[redis]") {

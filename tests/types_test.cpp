@@ -28,10 +28,14 @@ TEST_CASE("a moment that would lie beyond the end of time is the end of time", "
     CHECK(later(start, std::chrono::duration<double>{0.5}) == TimePoint{5500ms});
 }
 
-TEST_CASE("the answer time-out follows a short ttl, and is a second at most", "[types]") {
-    CHECK(Options{.ttl = 300ms}.answer_timeout == 100ms);
-    CHECK(Options{.ttl = 60s}.answer_timeout == 1s);
-    CHECK(Options{.ttl = 300ms, .answer_timeout = 7ms}.answer_timeout == 7ms);
+TEST_CASE("the answer time-out follows the ttl, whenever that is set, and is a second at most", "[types]") {
+    CHECK(Options{.ttl = 305ms}.answers_within() == 99ms);
+    CHECK(Options{.ttl = 60s}.answers_within() == 1s);
+    CHECK(Options{.ttl = 300ms, .answer_timeout = 7ms}.answers_within() == 7ms);
+    Options options;
+    options.ttl = 500ms;
+    CHECK_NOTHROW(detail::check(options));
+    CHECK_NOTHROW(detail::check({.ttl = 10ms, .drift = 0.5}));
 }
 
 TEST_CASE("the allowance is the drift rounded up, and 2 ms", "[types]") {
@@ -75,7 +79,7 @@ TEST_CASE("an option out of its bounds is refused with its value and the bound",
     CHECK_NOTHROW(detail::check({.ttl = 1s, .answer_timeout = 987ms}));
 }
 
-TEST_CASE("an empty key and one of 600 MB are refused; every byte may stand in one", "[types]") {
+TEST_CASE("an empty key and one of 600 MB are refused, and every byte may stand in one", "[types]") {
     CHECK_THROWS_AS(detail::check_key(""), std::system_error);
     CHECK_THROWS_AS(detail::check_key(std::string(513, 'k')), std::system_error);
     CHECK_THROWS_AS(detail::check_key(std::string(600'000'000, 'k')), std::system_error);

@@ -67,7 +67,7 @@ private:
         if (!query.empty()) refuse("it has a query; only unix:// has one, ?db=n");
         const auto slash = rest_.find('/');
         if (slash != rest_.npos) {
-            if (slash + 1 < rest_.size()) address_.db = number(rest_.substr(slash + 1), 1'000'000, "database");
+            if (slash + 1 < rest_.size()) address_.db = number(rest_.substr(slash + 1), 0, 1'000'000, "database");
             rest_ = rest_.substr(0, slash);
         }
         if (rest_.starts_with('[')) {
@@ -83,8 +83,7 @@ private:
             rest_.remove_prefix(host.size());
         }
         if (address_.host.empty()) refuse("it names no host");
-        if (rest_.starts_with(':')) address_.port = std::to_string(number(rest_.substr(1), 65'535, "port"));
-        if (address_.port == "0") refuse("its port is 0");
+        if (rest_.starts_with(':')) address_.port = std::to_string(number(rest_.substr(1), 1, 65'535, "port"));
     }
 
     void unix_socket(std::string_view query) {
@@ -92,7 +91,7 @@ private:
         if (!address_.path.starts_with('/')) refuse("a socket's path is absolute: unix:///run/redis.sock");
         if (query.empty()) return;
         if (!query.starts_with("db=")) refuse("its query is not ?db=n");
-        address_.db = number(query.substr(3), 1'000'000, "database");
+        address_.db = number(query.substr(3), 0, 1'000'000, "database");
     }
 
     /// What stands behind `mark`, which is cut off with it.
@@ -104,11 +103,12 @@ private:
         return behind;
     }
 
-    unsigned number(std::string_view text, unsigned limit, const char* what) const {
+    unsigned number(std::string_view text, unsigned least, unsigned most, const char* what) const {
         unsigned value = 0;
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-        if (error != std::errc{} || end != text.data() + text.size() || value > limit)
-            refuse(std::string{"its "} + what + " is not a number from 0 to " + std::to_string(limit));
+        if (error != std::errc{} || end != text.data() + text.size() || value < least || value > most)
+            refuse(std::string{"its "} + what + " is not a number from " + std::to_string(least) + " to " +
+                   std::to_string(most));
         return value;
     }
 
@@ -131,14 +131,13 @@ private:
         return plain;
     }
 
-    /// With all that may be a password blacked out.
+    /// Of a URI that isn't understood, any part may be a password; but for the path of a socket.
     [[noreturn]] void refuse(const std::string& why) const {
-        std::string shown{uri_.substr(0, 200)};
-        const auto scheme_end = shown.find("://");
-        const auto secret = scheme_end == shown.npos ? 0 : scheme_end + 3;
-        const auto at = uri_.rfind('@');
-        if (at != uri_.npos) shown.replace(std::min(secret, shown.size()), at - secret, "***");
-        raise({Errc::bad_uri, "\"" + printable(std::move(shown)) + "\": " + why});
+        const auto scheme_end = uri_.substr(0, 20).find("://");
+        const std::string_view scheme = scheme_end == uri_.npos ? "" : uri_.substr(0, scheme_end + 3);
+        const std::string_view path = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
+        const bool shows = scheme == "unix://" && path.find('@') == path.npos && path.size() < 200;
+        raise({Errc::bad_uri, "\"" + printable(std::string{scheme}.append(shows ? path : "***")) + "\": " + why});
     }
 
     std::string_view uri_;

@@ -54,6 +54,7 @@ struct ReplyBuilder {
     /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on failure.
     template <class Fill>
     static void* fill(const redisReadTask* task, Fill&& set) noexcept try {
+        if (task->type > REDIS_REPLY_ERROR) return nullptr; // of RESP3, for which nobody asked
         auto* reply = static_cast<Reply*>(task->privdata);
         if (task->parent == nullptr) {
             reply->type = task->type;

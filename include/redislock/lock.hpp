@@ -12,16 +12,6 @@
 
 namespace redislock {
 
-namespace detail {
-/// What may follow the options of a lock in its constructor.
-struct LockTags {
-    void operator()() const;
-    void operator()(std::defer_lock_t) const;
-    void operator()(std::try_to_lock_t) const;
-    void operator()(std::adopt_lock_t, const Token&) const;
-};
-} // namespace detail
-
 /// A scoped lock on a key, over any Backend. It is the guard (it unlocks when it is destroyed) and, being Lockable and
 /// TimedLockable, also fits std::unique_lock, std::scoped_lock and std::lock.
 ///
@@ -35,35 +25,40 @@ template <Backend B>
 class RedisLock {
 public:
     /// Waits for the lock, as lock() does. Throws as lock() does, and Errc::bad_key or Errc::bad_option.
-    RedisLock(B& backend, std::string_view key, const Options& options = {})
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options = {})
         : RedisLock{backend, key, options, std::defer_lock} {
         lock();
     }
 
     /// Asks nothing yet.
-    RedisLock(B& backend, std::string_view key, const Options& options, std::defer_lock_t) {
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::defer_lock_t) {
         detail::check_key(key);
         detail::check(options);
         state_ = std::make_shared<State>(backend, std::string{key}, options);
     }
 
     /// Asks once, as try_lock() does; look at owns_lock().
-    RedisLock(B& backend, std::string_view key, const Options& options, std::try_to_lock_t)
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::try_to_lock_t)
         : RedisLock{backend, key, options, std::defer_lock} {
-        try_lock();
+        static_cast<void>(try_lock());
     }
 
-    /// Takes over the lease that `token` proves, from another thread or process, by extending it to `options.ttl`.
-    /// Throws Errc::expired or Errc::stolen if there is no such lease.
-    RedisLock(B& backend, std::string_view key, const Options& options, std::adopt_lock_t, const Token& token)
+    /// Takes over the lease that `token` proves, from another thread or process, by extending it to `options.ttl`; whoever
+    /// gives it detaches it. Throws as lock() does, and Errc::expired or Errc::stolen if there is no such lease.
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::adopt_lock_t,
+                            const Token& token)
         : RedisLock{backend, key, options, std::defer_lock} {
         adopt(token);
     }
 
-    /// The same four, for those who only choose the ttl. A template, so that `{}` means Options.
-    template <class... Tags, class = std::invoke_result_t<detail::LockTags, const Tags&...>>
-    RedisLock(B& backend, std::string_view key, Millis ttl_only, const Tags&... tags)
+    // clang-format off
+    /// The same four, for those who only choose the ttl; `{}` means Options.
+    template <class Rep, class Period, class... Tags>
+        requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
+                 std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
         : RedisLock{backend, key, Options{.ttl = ttl_only}, tags...} {}
+    // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
 
@@ -83,19 +78,19 @@ public:
 
     /// Asks once; false if someone holds the key. Blocks for at most the answer time-out, and throws if that passes
     /// without an answer.
-    bool try_lock() { return acquire(TimePoint::min()); }
+    [[nodiscard]] bool try_lock() { return acquire(TimePoint::min()); }
 
     /// As lock(), and false when the time is up. Blocks no longer than `span`, to connect included; a `span` of zero or
     /// less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time, and Errc::no_expiry or
     /// Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait out.
     template <class Rep, class Period>
-    bool try_lock_for(const std::chrono::duration<Rep, Period>& span) {
+    [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span) {
         return span > span.zero() ? acquire(later(own().backend.now(), span)) : try_lock();
     }
 
     /// The same, until a moment on any clock. A clock that is stepped while we wait is not looked at again.
     template <class Clock, class Duration>
-    bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment) {
+    [[nodiscard]] bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment) {
         if constexpr (std::is_same_v<Clock, LeaseClock>)
             return acquire(moment);
         else
@@ -109,17 +104,25 @@ public:
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
     /// out of bounds; all else is the outcome, and after unknown the lease is as it was.
-    Outcome extend(Millis ttl) {
+    [[nodiscard]] Outcome extend(Millis ttl) {
         detail::check_ttl(ttl);
         State& state = own();
         const TimePoint asked = state.backend.now();
         switch (state.lease.state(asked)) {
         case Lease::State::held:
-            return extend(state, ttl, std::min(state.lease.end(), asked + state.options.answer_timeout));
+            return extend(state, ttl, std::min(state.lease.end(), asked + state.options.answers_within()));
         case Lease::State::lost: return state.lease.loss();
         case Lease::State::lapsed: return Outcome::expired;
         default: return Outcome::not_held;
         }
+    }
+
+    /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does, the key
+    /// goes with its ttl. Nil if the lock wasn't held. Sends nothing.
+    [[nodiscard]] Token detach() noexcept {
+        const Token token = this->token();
+        if (holding()) state_->lease = Lease{state_->options};
+        return token;
     }
 
     /// Whether the lease can be used at this moment: the clock is asked, and nothing and nobody else. Some 40 ns.
@@ -227,7 +230,7 @@ private:
         state.lease.let_go();
         if (was == Lease::State::lost) return state.lease.loss();
         if (was != Lease::State::held && was != Lease::State::lapsed) return Outcome::not_held;
-        return release(state, later(now, state.options.answer_timeout), wants_answer);
+        return release(state, later(now, state.options.answers_within()), wants_answer);
     } catch (...) {
         return Outcome::unknown;
     }
@@ -236,10 +239,11 @@ private:
     /// answer time-out; and each question has that time-out too, or what is left until the last word.
     bool acquire(TimePoint give_up) {
         State& state = own();
-        const Millis answer_timeout = state.options.answer_timeout;
+        const Millis answer_timeout = state.options.answers_within();
         const TimePoint started = state.backend.now();
         if (state.lease.held(started))
-            raise({std::make_error_code(std::errc::resource_deadlock_would_occur), detail::printable(state.key)});
+            raise_for(state,
+                      {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
@@ -297,7 +301,12 @@ private:
 
     [[noreturn]] static bool fail(State& state, const Failure& why) {
         undo_unheard(state);
-        raise({why.code, detail::printable(state.key) + (why.detail.empty() ? "" : ": " + why.detail)});
+        raise_for(state, why);
+    }
+
+    [[noreturn]] static void raise_for(const State& state, const Failure& why) {
+        const std::string key = "lock \"" + detail::printable(state.key) + "\"";
+        raise({why.code, key + (why.detail.empty() ? "" : ": " + why.detail)});
     }
 
     /// There is no time left to hear of it, but what may have been granted can still be undone.
@@ -310,12 +319,12 @@ private:
         State& state = own();
         const TimePoint asked = state.backend.now();
         state.lease.ask(token, asked, state.options.ttl);
-        const Request request = state.request(Verb::extend, later(asked, state.options.answer_timeout));
+        const Request request = state.request(Verb::extend, later(asked, state.options.answers_within()));
         const Answer answer = insist(state, request, [](const Answer& last) { return last; });
         state.lease.answered(answer, state.backend.now());
         if (state.lease.held(state.backend.now())) return;
         state.lease = Lease{state.options};
-        raise({answer.why ? answer.why.code : make_error_code(Errc::timed_out), detail::printable(state.key)});
+        raise_for(state, answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
     }
 
     std::shared_ptr<State> state_;

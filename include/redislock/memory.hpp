@@ -90,7 +90,7 @@ public:
         faults_.push_back(fault);
     }
 
-    /// Befalls every request, until it is set to none. A server that is deaf loses requests, a mute one replies.
+    /// Befalls every request, until it is set to none. A deaf server's requests are lost, a mute one's replies.
     void set_fault(Fault fault) {
         const std::lock_guard guard{mutex_};
         lasting_ = fault;

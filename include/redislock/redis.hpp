@@ -301,14 +301,16 @@ public:
         }
         Answer answer = session->ask(request);
         if (session->good()) keep(std::move(session));
+        if (!answer.why.detail.empty()) answer.why.detail.insert(0, address_.text() + ": ");
         return answer;
     }
 
 private:
     static RedisOptions checked(RedisOptions options) {
         for (const char c : options.client_name)
-            if (c <= ' ' || c == 127)
-                detail::refuse("client_name", "\"" + options.client_name + "\"", "no space in it");
+            if (c <= ' ' || c >= 127)
+                detail::refuse("client_name", "\"" + options.client_name + "\"",
+                               "ASCII that is printable, without spaces");
         return options;
     }
 

@@ -63,9 +63,9 @@ public:
         return token;
     }
 
-    /// As the server stores it. The view lives as long as the token, so a temporary one has none.
+    /// As the server stores it. The view lives as long as the token; of a temporary one there is a copy.
     constexpr std::string_view hex() const& noexcept { return {hex_.data(), hex_.size()}; }
-    std::string_view hex() const&& = delete;
+    std::string hex() && { return {hex_.data(), hex_.size()}; }
     constexpr bool is_nil() const noexcept { return *this == Token{}; }
 
     friend constexpr bool operator==(const Token&, const Token&) noexcept = default;
@@ -136,7 +136,7 @@ enum class Outcome {
     confirmed, ///< the server did it, and the key had been ours until then
     expired,   ///< too late: the lease had ended
     stolen,    ///< too late: the key holds another's token
-    unknown,   ///< nobody said; a key that is left behind goes when its ttl has run out
+    unknown,   ///< nobody said, or the server refused; a key that is left behind goes when its ttl has run out
     not_held,  ///< there was no lease, and nothing was sent
 };
 
@@ -151,8 +151,8 @@ struct Options {
     Millis ttl{10'000};
 
     /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
-    /// before that is an error. At least 1 ms, and less than the usable lease.
-    Millis answer_timeout = std::min(ttl / 3, Millis{1'000});
+    /// before that is an error. At least 1 ms, and less than the usable lease. Not set: a third of that, 1 s at most.
+    std::optional<Millis> answer_timeout{};
 
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
@@ -169,6 +169,10 @@ struct Options {
         const std::chrono::duration<double, std::milli> part{static_cast<double>(lease.count()) * drift};
         return std::chrono::ceil<Millis>(part) + Millis{2};
     }
+
+    /// What can be relied upon of a lease of `ttl`.
+    Millis usable() const noexcept { return ttl - allowance(ttl); }
+    Millis answers_within() const noexcept { return answer_timeout.value_or(std::min(usable() / 3, Millis{1'000})); }
 };
 
 namespace detail {
@@ -187,10 +191,10 @@ inline void check_ttl(Millis ttl) {
 inline void check(const Options& options) {
     check_ttl(options.ttl);
     if (!(options.drift >= 0 && options.drift <= 0.5)) refuse("drift", std::to_string(options.drift), "0 to 0.5");
-    const Millis usable = options.ttl - options.allowance(options.ttl);
-    if (options.answer_timeout < Millis{1} || options.answer_timeout >= usable)
-        refuse("answer_timeout", in_ms(options.answer_timeout),
-               "1 ms to less than " + in_ms(usable) + ", the usable part of the ttl of " + in_ms(options.ttl));
+    if (options.answers_within() < Millis{1} || options.answers_within() >= options.usable())
+        refuse("answer_timeout", in_ms(options.answers_within()),
+               "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
+                   in_ms(options.ttl));
     if (options.longest_pause < Millis{1}) refuse("longest_pause", in_ms(options.longest_pause), "1 ms or more");
 }
 

@@ -1,9 +1,10 @@
-# What every consumer includes once it has redislock::redislock: builds main.cpp with it, and stops if anything came along
-# that was not asked for. Before that, a consumer puts its CMAKE_CXX_FLAGS into `flags`.
+# What every consumer includes once it has redislock::redislock: builds main.cpp with it, and stops if more came along
+# than that. Before that, a consumer puts its CMAKE_CXX_FLAGS into `flags`.
 add_executable(consumer "${CMAKE_CURRENT_LIST_DIR}/main.cpp")
 target_link_libraries(consumer PRIVATE redislock::redislock)
 
-foreach(option BUILD_TESTING REDISLOCK_BUILD_TESTS REDISLOCK_BUILD_EXAMPLES REDISLOCK_BUILD_BENCHMARKS REDISLOCK_INSTALL)
+foreach(option BUILD_TESTING BUILD_SHARED_LIBS REDISLOCK_BUILD_TESTS REDISLOCK_BUILD_EXAMPLES
+        REDISLOCK_BUILD_BENCHMARKS REDISLOCK_INSTALL)
   if(${option})
     message(FATAL_ERROR "${option} is on in a consumer")
   endif()

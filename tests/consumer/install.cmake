@@ -1,4 +1,4 @@
-# Installs BUILD into an empty PREFIX, and checks that what is there is the package, the whole package, and can be moved.
+# Installs BUILD into an empty PREFIX, and checks that what is there is the whole package and no more, and can be moved.
 file(REMOVE_RECURSE "${PREFIX}")
 execute_process(COMMAND "${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${PREFIX}" --config "${CONFIG}"
                 COMMAND_ERROR_IS_FATAL ANY)
