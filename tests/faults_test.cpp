@@ -234,17 +234,56 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
             REQUIRE(lock.unlock() == Unlocked::confirmed);
         }
     }
-    SECTION("of a release: it's asked again, and known to be ours") {
+    SECTION("of a release: it's asked again, and no more is claimed than is known") {
         FakeServer proxy{proxy_to(server, [&](const std::string& command) {
             return is(command, "EVALSHA\r\n") && armed.exchange(false) ? Reply::lose_and_reset : Reply::forward;
         })};
         Redis redis{proxy.tcp_uri(), {.client_name = ""}};
+        { RedisLock warm_up{redis, "k", 60s}; } // the server knows the script
         for (int round = 0; round < 20; ++round) {
             RedisLock lock{redis, "k", 60s};
             armed = true;
-            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(lock.unlock() == Unlocked::unknown);
+            REQUIRE(server.integer({"DBSIZE"}) == 0);
         }
     }
+}
+
+TEST_CASE("connections that died in silence are all left after the first", "[redis][faults]") {
+    FakeServer fake{[](Peer& peer, int nth) {
+        for (int answered = 0; !peer.read().empty(); ++answered)
+            if (nth > 3 || answered < 1) peer.send("+OK\r\n");
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&, i] {
+            const std::string key = std::to_string(i);
+            const Token token = redis.fresh();
+            redis.ask({Verb::acquire, key, token, 10s, later(now(), 5s)});
+        });
+    for (std::thread& thread : threads) thread.join();
+    const int before = fake.connections();
+    RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 200ms, .confirm_release = false}};
+    CHECK(lock.owns_lock());
+    CHECK(fake.connections() <= before + 4);
+}
+
+TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing, and none is lost",
+          "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::vector<RedisLock<Redis>> locks;
+    for (int i = 0; i < 200; ++i)
+        locks.emplace_back(redis, "k" + std::to_string(i),
+                           Options{.ttl = 60s, .answer_timeout = 500ms, .confirm_release = false});
+    server.stop();
+    within(200ms, [&] { locks.clear(); });
+    server.go_on();
+    const TimePoint limit = now() + 10s;
+    while (server.integer({"DBSIZE"}) > 0 && now() < limit) {
+    }
+    CHECK(server.integer({"DBSIZE"}) == 0);
 }
 
 TEST_CASE("a lease counts from the asking, however late the answer", "[redis][faults]") {

@@ -207,13 +207,69 @@ TEST_CASE("a waiter asks soon when the holder's lease is about to end, and else 
     CHECK(backend.asked.size() < 300);
 }
 
-TEST_CASE("a release whose answer was lost with the connection is asked again, and confirmed", "[lock]") {
-    for (const Fault fault : {Fault::reset_before, Fault::reset_after}) {
-        Memory memory;
-        RedisLock lock{memory, "k", options};
-        memory.inject(fault);
-        CHECK(lock.unlock() == Unlocked::confirmed);
-        CHECK_FALSE(memory.get("k"));
+TEST_CASE("a release whose answer was lost with the connection is asked again, and claims no more than is known",
+          "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    memory.inject(Fault::reset_before);
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    lock.lock();
+    memory.inject(Fault::reset_after);
+    CHECK(lock.unlock() == Unlocked::unknown); // gone: by our doing, as it happens
+    CHECK_FALSE(memory.get("k"));
+    lock.lock();
+    memory.put("k", "another's");
+    memory.inject(Fault::reset_after);
+    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(memory.get("k") == "another's");
+}
+
+TEST_CASE("what an attempt may have left behind is undone when the lock ends, if it was not before", "[lock]") {
+    Memory memory;
+    {
+        RedisLock lock{memory, "k", options, std::defer_lock};
+        memory.inject(Fault::reset_after);
+        memory.set_fault(Fault::reset_before);
+        failure([&] { return lock.try_lock(); }, Errc::disconnected);
+        memory.set_fault(Fault::none);
+        CHECK(memory.get("k"));
+    }
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("a wait goes on after one question that took long, and asks as often as time allows", "[lock]") {
+    Scripted backend;
+    RedisLock holder{backend, "k", options};
+    backend.asked.clear();
+    RedisLock waiter{backend, "k", options, std::defer_lock};
+    backend.pause_after_answer = 100ms;
+    CHECK_FALSE(waiter.try_lock_for(300ms));
+    CHECK(backend.asked.size() > 3);
+    backend.asked.clear();
+    holder.unlock();
+    backend.memory.inject(Fault::request_lost);
+    CHECK(waiter.try_lock_for(1500ms)); // the first second is lost on it
+}
+
+TEST_CASE("no moment and no duration is too far for a wait", "[lock]") {
+    Memory memory;
+    RedisLock holder{memory, "k", 24h};
+    RedisLock waiter{memory, "k", options, std::defer_lock};
+    const TimePoint start = memory.now();
+    using Steady = std::chrono::steady_clock;
+    using System = std::chrono::system_clock;
+    CHECK_FALSE(waiter.try_lock_until(Steady::time_point::min()));
+    CHECK_FALSE(waiter.try_lock_until(std::chrono::time_point<Steady, std::chrono::seconds>::min()));
+    CHECK_FALSE(waiter.try_lock_for(std::chrono::hours::min()));
+    CHECK_FALSE(waiter.try_lock_until(TimePoint::min()));
+    CHECK(memory.now() == start);
+    CHECK(waiter.try_lock_until(Steady::time_point::max()));
+    for (int i = 0; i < 3; ++i) {
+        waiter.unlock();
+        RedisLock again{memory, "k", 24h};
+        if (i == 0) CHECK(waiter.try_lock_until(std::chrono::time_point<System, std::chrono::hours>::max()));
+        if (i == 1) CHECK(waiter.try_lock_until(std::chrono::time_point<Steady, std::chrono::seconds>::max()));
+        if (i == 2) CHECK(waiter.try_lock_for(std::chrono::duration<double>::max()));
     }
 }
 

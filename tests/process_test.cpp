@@ -7,6 +7,7 @@
 #include <fstream>
 #include <functional>
 #include <set>
+#include <thread>
 
 using namespace redislock;
 using namespace std::chrono_literals;
@@ -110,6 +111,26 @@ TEST_CASE("a forked child's own locks work, on connections of its own", "[redis]
     CHECK(child.was_well());
     CHECK(parents.extend(60s) == Outcome::confirmed);
     CHECK(parents.unlock() == Unlocked::confirmed);
+}
+
+TEST_CASE("a child forked while other threads use the same Redis is not stuck with their mutex", "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::atomic<bool> done{false};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&, i] {
+            while (!done) RedisLock lock{redis, "thread" + std::to_string(i), 60s};
+        });
+    for (int round = 0; round < 100; ++round) {
+        Child child{[&] {
+            ::alarm(20);
+            return RedisLock(redis, "childs", 60s).owns_lock();
+        }};
+        CHECK(child.was_well());
+    }
+    done = true;
+    for (std::thread& thread : threads) thread.join();
 }
 
 TEST_CASE("tokens are distinct over forks and threads' worth of draws", "[process]") {

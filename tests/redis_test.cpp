@@ -331,6 +331,8 @@ TEST_CASE("every error reply has its code, also those of servers before 7.0", "[
         {"WRONGTYPE Operation against a key holding the wrong kind of value", Errc::wrong_type},
         {"ERR max number of clients reached", Errc::max_clients},
         {"ERR unknown command 'EVALSHA', with args beginning with: 'x'", Errc::unsupported},
+        {"ERR Unknown Redis command called from script script: 12e4", Errc::unsupported},
+        {"DENIED Redis is running in protected mode", Errc::no_permission},
         {"ERR DB index is out of range", Errc::no_such_db},
         {"ERR SELECT is not allowed in cluster mode", Errc::no_such_db},
         {"ERR Error running script (call to f_12e4): @user_script:1: @user_script: 1: -OOM command not allowed",
@@ -359,6 +361,38 @@ TEST_CASE("an error reply is a certain no, and anything but a reply to the quest
         CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
     }
     CHECK(answer_to("-NOSCRIPT No matching script\r\n", Verb::extend).why.code == Errc::server_error);
+}
+
+TEST_CASE("a server that says why it won't have us is heard", "[redis]") {
+    test::FakeServer fake{[](test::Peer& peer, int) {
+        peer.send("-DENIED Redis is running in protected mode\r\n");
+        peer.read();
+    }};
+    Redis redis{fake.unix_uri()};
+    Answer answer{};
+    for (const TimePoint limit = redis.now() + 10s; redis.now() < limit && answer.why.code != Errc::no_permission;)
+        answer = ask(redis, Verb::acquire);
+    CHECK_THAT(answer.why.detail, containing("protected mode"));
+}
+
+TEST_CASE("a server that has become a replica is left, as its address may lead to the primary", "[redis]") {
+    test::FakeServer address{[&](test::Peer& peer, int nth) {
+        while (!peer.read().empty())
+            peer.send(nth == 0 ? "-READONLY You can't write against a read only replica.\r\n" : "+OK\r\n");
+    }};
+    Redis redis{address.unix_uri(), {.client_name = ""}};
+    CHECK(ask(redis, Verb::acquire).why.code == Errc::read_only);
+    CHECK(ask(redis, Verb::acquire).verdict == Verdict::yes);
+}
+
+TEST_CASE("a holder's time that no key can have is not believed", "[redis]") {
+    test::FakeServer fake{[](test::Peer& peer, int) {
+        while (!peer.read().empty()) peer.send("$-1\r\n:9223372036854775807\r\n+string\r\n");
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    const Answer answer = redis.ask({Verb::acquire, "k", a, 10s, later(redis.now(), 2s), 1s});
+    CHECK(answer.is_busy());
+    CHECK(answer.holder_left == Millis{Options::longest_ttl});
 }
 
 TEST_CASE("a server's sentence reaches the user, without the token", "[redis]") {

@@ -14,7 +14,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -33,7 +32,7 @@ inline std::string formatted(std::initializer_list<std::string_view> arguments) 
     char* bytes = nullptr;
     const auto size = ::redisFormatCommandArgv(&bytes, static_cast<int>(texts.size()), texts.data(), sizes.data());
     if (size < 0) throw std::bad_alloc{};
-    const std::unique_ptr<char, decltype(&std::free)> owner{bytes, &std::free};
+    const std::unique_ptr<char, decltype(&::redisFreeCommand)> owner{bytes, &::redisFreeCommand};
     return {bytes, static_cast<std::size_t>(size)};
 }
 
@@ -216,10 +215,12 @@ public:
     /// The reply to the last command is left for the next user to skip.
     void owe_reply() noexcept { ++owed_; }
 
-    /// Whether it can be handed to the next user: open, and with nothing to be read but replies that are owed. A late or
-    /// surplus reply would otherwise be taken for the answer to the next question. Never blocks.
+    /// Whether it can be handed to the next user: open, and with nothing to be read but replies that are owed, and few of
+    /// these. A late or surplus reply would otherwise be taken for the answer to the next question; and a server that
+    /// finds us gone drops what it has not read yet, beyond its first 16 KB. Never blocks.
     bool reusable() {
-        if (!good()) return false;
+        constexpr unsigned most_owed = 16;
+        if (!good() || owed_ > most_owed) return false;
         for (; owed_ > 0 && wait(socket_.fd(), POLLIN, TimePoint{}); --owed_)
             if (!next(TimePoint{}, {})) return false;
         if (owed_ > 0) return true;

@@ -9,8 +9,8 @@ namespace redislock {
 /// One lock's lease, from asking to letting go. Not thread-safe.
 ///
 /// A lease runs from the moment before it was *asked* for, never from the answer, and can be used until
-/// `asked + ttl - allowance` (Options::allowance), the *end*. While it is *unsettled*, that is lapsed or doubtful, it
-/// isn't ours to use, yet the server may have a key with our token: only a release can tell.
+/// `asked + ttl - allowance` (Options::allowance), the *end*. While it is *unsettled*, that is asking, lapsed or doubtful,
+/// it isn't ours to use, yet the server may have a key with our token: only a release can tell.
 ///
 /// | state     | event                                        | next     | outcome    |
 /// |-----------|----------------------------------------------|----------|------------|
@@ -25,11 +25,10 @@ namespace redislock {
 /// | held      | extension: the key is gone, or another's     | lost     | the reason |
 /// | held      | extension refused, or unknown                | held     | unknown    |
 /// | held      | let go                                       | doubtful |            |
-/// | lapsed    | let go                                       | doubtful |            |
+/// | lapsed, asking | let go                                  | doubtful |            |
 /// | doubtful  | release: it was ours                         | idle     | confirmed  |
 /// | doubtful  | release: it is gone, or another's            | idle     | the reason |
-/// | doubtful  | the same before the end, after an unknown one| idle     | confirmed  |
-/// | doubtful  | the same later, after an unknown one         | idle     | unknown    |
+/// | doubtful  | the same, after a release that was unknown   | idle     | unknown    |
 /// | doubtful  | release refused, or unknown                  | doubtful | unknown    |
 /// | lost      | let go                                       | idle     |            |
 /// | lost      | ask                                          | asking   |            |
@@ -43,7 +42,7 @@ public:
     State state(TimePoint now) const noexcept { return state_ == State::held && now >= end_ ? State::lapsed : state_; }
     bool held(TimePoint now) const noexcept { return state(now) == State::held; }
     bool unsettled(TimePoint now) const noexcept {
-        return state(now) == State::lapsed || state(now) == State::doubtful;
+        return state_ == State::asking || state(now) == State::lapsed || state_ == State::doubtful;
     }
     const Token& token() const noexcept { return token_; }
 
@@ -91,20 +90,19 @@ public:
 
     /// The grant ends here, before the release is sent.
     void let_go() noexcept {
-        if (state_ == State::held) state_ = State::doubtful;
+        if (state_ == State::held || state_ == State::asking) state_ = State::doubtful;
         if (state_ == State::lost) drop(State::idle);
     }
 
     /// A release of the doubtful lease was answered.
-    Outcome released(const Answer& answer, TimePoint now) noexcept {
+    Outcome released(const Answer& answer) noexcept {
         Outcome outcome = answer.verdict == Verdict::yes ? Outcome::confirmed : reason(answer);
         if (outcome == Outcome::unknown) {
             release_unanswered_ |= answer.verdict == Verdict::unknown;
             return outcome;
         }
-        // Before its end the key can't have gone by itself: it was the unanswered release that deleted it.
-        if (outcome != Outcome::confirmed && release_unanswered_)
-            outcome = now < end_ ? Outcome::confirmed : Outcome::unknown;
+        // It may have been the unanswered release that deleted it, or somebody else before.
+        if (outcome != Outcome::confirmed && release_unanswered_) outcome = Outcome::unknown;
         drop(State::idle);
         return outcome;
     }

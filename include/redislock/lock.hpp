@@ -91,10 +91,12 @@ public:
     /// The same, until a moment on any clock. A clock that is stepped while we wait is not looked at again.
     template <class Clock, class Duration>
     [[nodiscard]] bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment) {
-        if constexpr (std::is_same_v<Clock, LeaseClock>)
+        if constexpr (std::is_same_v<std::chrono::time_point<Clock, Duration>, TimePoint>) {
             return acquire(moment);
-        else
-            return try_lock_for(moment - Clock::now());
+        } else {
+            using Seconds = std::chrono::duration<double>; // exact to the microsecond, and without overflow
+            return try_lock_for(Seconds{moment.time_since_epoch()} - Seconds{Clock::now().time_since_epoch()});
+        }
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
@@ -169,7 +171,7 @@ private:
         /// Blocks, but neither beyond `limit` nor for much longer than the holder has.
         void rest(TimePoint limit, std::optional<Millis> holder_left = {}) {
             using Fine = std::chrono::microseconds;
-            const Fine cap = std::min(longest_, holder_left.value_or(longest_) + Millis{1});
+            const Fine cap = std::min(longest_, holder_left.value_or(longest_)) + Millis{1};
             longest_ = std::min(longest_ * 2, state_.options.longest_pause);
             const Token dice = state_.backend.fresh();
             std::uint32_t random = 0;
@@ -218,8 +220,7 @@ private:
     static Outcome release(State& state, TimePoint deadline, bool wants_answer) {
         Request request = state.request(Verb::release, deadline);
         request.wants_answer = wants_answer;
-        return insist(state, request,
-                      [&](const Answer& answer) { return state.lease.released(answer, state.backend.now()); });
+        return insist(state, request, [&](const Answer& answer) { return state.lease.released(answer); });
     }
 
     Outcome let_go(bool wants_answer) noexcept try {
@@ -229,8 +230,10 @@ private:
         const Lease::State was = state.lease.state(now);
         state.lease.let_go();
         if (was == Lease::State::lost) return state.lease.loss();
-        if (was != Lease::State::held && was != Lease::State::lapsed) return Outcome::not_held;
-        return release(state, later(now, state.options.answers_within()), wants_answer);
+        if (was == Lease::State::held || was == Lease::State::lapsed)
+            return release(state, later(now, state.options.answers_within()), wants_answer);
+        undo_unheard(state);
+        return Outcome::not_held;
     } catch (...) {
         return Outcome::unknown;
     }
@@ -247,29 +250,33 @@ private:
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
+        TimePoint::duration fastest = answer_timeout;
         for (Pace pace{state};;) {
             const TimePoint asked = state.backend.now();
             const TimePoint in_full = later(asked, answer_timeout);
             const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
-            const Answer answer = attempt(state, deadline, busy.has_value());
+            Answer answer = attempt(state, deadline, busy.has_value());
             const TimePoint now = state.backend.now();
             if (state.lease.held(now)) return true;
+            if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
             if (answer.is_busy()) {
                 if (give_up <= started) return false;
                 busy = answer;
                 trouble.reset();
                 trouble_ends = TimePoint::max();
+                fastest = std::min(fastest, now - asked);
             } else {
                 if (!answer.is_trouble()) fail(state, answer.why);
                 if (!trouble) trouble_ends = later(now, answer_timeout);
                 if (!trouble || deadline == in_full) trouble = answer; // what was cut short tells less
                 if (now >= trouble_ends) fail(state, trouble->why);
             }
-            const auto for_a_last_question = 2 * (now - asked) + Millis{1};
-            if (last_word - now <= for_a_last_question) {
+            const auto left = last_word - now;
+            if (left <= Millis{1}) {
                 state.backend.pause(last_word);
                 return busy ? contended(state, *busy) : fail(state, trouble->why);
             }
+            const auto for_a_last_question = std::min(left / 2, 2 * fastest + Millis{1});
             pace.rest(std::min(last_word - for_a_last_question, trouble_ends), answer.holder_left);
         }
     }
@@ -279,16 +286,14 @@ private:
         if (state.lease.unsettled(state.backend.now())) {
             state.lease.let_go();
             const Answer undone = state.backend.ask(state.request(Verb::release, deadline));
-            state.lease.released(undone, state.backend.now());
+            state.lease.released(undone);
             if (state.lease.unsettled(state.backend.now())) return undone;
         }
         state.lease.ask(state.backend.fresh(), state.backend.now(), state.options.ttl);
         Request request = state.request(Verb::acquire, deadline);
         if (wait) request.patience = state.options.ttl / 4;
-        const Answer answer = state.backend.ask(request);
+        Answer answer = state.backend.ask(request);
         state.lease.answered(answer, state.backend.now());
-        if (answer.verdict == Verdict::yes && state.lease.unsettled(state.backend.now()))
-            return {Verdict::unknown, {Errc::timed_out, "granted too late to be of use"}};
         return answer;
     }
 
@@ -312,7 +317,9 @@ private:
     /// There is no time left to hear of it, but what may have been granted can still be undone.
     static void undo_unheard(State& state) {
         const TimePoint now = state.backend.now();
-        if (state.lease.unsettled(now)) release(state, now, false);
+        if (!state.lease.unsettled(now)) return;
+        state.lease.let_go();
+        release(state, now, false);
     }
 
     void adopt(const Token& token) {

@@ -59,6 +59,7 @@ inline Errc meaning(std::string_view error) noexcept {
         {"NOAUTH", Errc::auth_required},
         {"WRONGPASS", Errc::auth_failed},
         {"NOPERM", Errc::no_permission},
+        {"DENIED", Errc::no_permission},
         {"BUSY", Errc::script_running},
         {"MISCONF", Errc::misconfigured},
         {"MOVED", Errc::moved},
@@ -70,9 +71,9 @@ inline Errc meaning(std::string_view error) noexcept {
         {"WRONGTYPE", Errc::wrong_type},
     };
     static constexpr Row sentences[] = {
-        {"max number of clients", Errc::max_clients}, {"user executing the script can't", Errc::no_permission},
-        {"unknown command", Errc::unsupported},       {"DB index is out of range", Errc::no_such_db},
-        {"SELECT is not allowed", Errc::no_such_db},
+        {"max number of clients", Errc::max_clients},   {"user executing the script can't", Errc::no_permission},
+        {"nknown command", Errc::unsupported},          {"nknown Redis command", Errc::unsupported},
+        {"DB index is out of range", Errc::no_such_db}, {"SELECT is not allowed", Errc::no_such_db},
     };
     const std::string_view first = error.substr(0, error.find(' '));
     for (const Row& row : words)
@@ -160,17 +161,19 @@ public:
 
 private:
     Answer acquire(const Request& request) {
+        const std::string_view last_words = undo(request);
         if (!connection_.write(acquire_(request, set_command), request.deadline)) return not_sent();
-        return acquired(request);
+        return acquired(request, last_words);
     }
 
-    /// The same, and in the same write: what the holder has left, and of what type the key is. Where the server won't
-    /// tell, the answer goes without.
+    /// The same, and without waiting in between: what the holder has left, and of what type the key is. Where the server
+    /// won't tell, the answer goes without.
     Answer acquire_or_look(const Request& request) {
         const std::string look = formatted({"PTTL", request.key}) + formatted({"TYPE", request.key});
-        const std::string bytes = std::string{acquire_(request, set_command)} + look;
-        if (!connection_.write(bytes, request.deadline)) return not_sent();
-        Answer answer = acquired(request);
+        const std::string_view last_words = undo(request);
+        if (!connection_.write(acquire_(request, set_command), request.deadline)) return not_sent();
+        connection_.write(look, request.deadline); // if that fails, so does reading
+        Answer answer = acquired(request, last_words);
         const Reply* left = good() ? connection_.read(request.deadline) : nullptr;
         const bool known = left != nullptr && left->type == REDIS_REPLY_INTEGER;
         const Millis milliseconds{known ? left->integer : 0};
@@ -180,12 +183,13 @@ private:
             answer.why = {Errc::wrong_type, "the key holds a " + type->text};
         else if (known && milliseconds == Millis{-1})
             answer.why = {Errc::no_expiry, {}};
-        if (known && milliseconds != Millis{-1}) answer.holder_left = std::max(milliseconds, Millis::zero());
+        if (known && milliseconds != Millis{-1})
+            answer.holder_left = std::clamp(milliseconds, Millis::zero(), Millis{Options::longest_ttl});
         return answer;
     }
 
-    Answer acquired(const Request& request) {
-        const Reply* reply = connection_.read(request.deadline, undo(request));
+    Answer acquired(const Request& request, std::string_view last_words) {
+        const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return unanswered();
         if (reply->type == REDIS_REPLY_STATUS && reply->text == "OK") return {Verdict::yes};
         if (reply->type == REDIS_REPLY_NIL) return {Verdict::no, {Errc::busy, {}}};
@@ -220,11 +224,12 @@ private:
 
     std::string_view undo(const Request& request) { return unanswered_(request, release_by_body); }
 
-    /// A server that has no room says so before it is asked, in place of the first reply, and hangs up.
+    /// A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
     Answer unanswered() const {
         Answer answer{Verdict::unknown, connection_.failure()};
-        if (answer.why.code == Errc::disconnected && meaning(connection_.objection()) == Errc::max_clients)
-            answer.why = {Errc::max_clients, connection_.objection()};
+        const std::string& said = connection_.objection();
+        if (answer.why.code == Errc::disconnected && (said.starts_with("DENIED") || meaning(said) == Errc::max_clients))
+            answer.why = {meaning(said), said};
         return answer;
     }
 
@@ -235,12 +240,15 @@ private:
         return {Verdict::unknown, {Errc::protocol_error, {}}};
     }
 
-    /// A server echoes arguments in some errors: neither they nor the token leave this function.
-    static Answer refused(const Request& request, const Reply& reply) {
+    /// A server echoes arguments in some errors: neither they nor the token leave this function. One that has become a
+    /// replica is left, since the next connection to its address may lead to the primary.
+    Answer refused(const Request& request, const Reply& reply) {
         std::string sentence = reply.text.substr(0, reply.text.find(", with args beginning with"));
         for (auto at = sentence.find(request.token.hex()); at != sentence.npos; at = sentence.find(request.token.hex()))
             sentence.replace(at, Token::digits, "<token>");
-        return {Verdict::no, {meaning(reply.text), std::move(sentence)}};
+        const Errc code = meaning(reply.text);
+        if (code == Errc::read_only) connection_.close();
+        return {Verdict::no, {code, std::move(sentence)}};
     }
 
     /// Nothing of the error is repeated but its code: a server may echo the password.
@@ -286,6 +294,7 @@ public:
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
+    ~Redis() { delete &pool(); }
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
@@ -300,7 +309,10 @@ public:
                 return {Verdict::no, session->failure()};
         }
         Answer answer = session->ask(request);
-        if (session->good()) keep(std::move(session));
+        if (session->good())
+            keep(std::move(session));
+        else
+            forget_idle();
         if (!answer.why.detail.empty()) answer.why.detail.insert(0, address_.text() + ": ");
         return answer;
     }
@@ -314,30 +326,58 @@ private:
         return options;
     }
 
+    /// The idle connections of one process. A forked child can't know whether its parent's mutex will ever be unlocked.
+    struct Pool {
+        const unsigned generation = detail::generation();
+        std::mutex mutex{};
+        std::vector<std::unique_ptr<detail::Session>> idle{};
+    };
+
+    Pool& pool() {
+        Pool* current = pool_.load();
+        if (current->generation == detail::generation()) return *current;
+        auto own = std::make_unique<Pool>();
+        if (!pool_.compare_exchange_strong(current, own.get())) return *current;
+        if (current->mutex.try_lock()) { // else it was in use as we were forked, and is left as it is
+            current->mutex.unlock();
+            delete current;
+        }
+        return *own.release();
+    }
+
     /// The one used last, for its caches are warm; null if there is none that is fit.
     std::unique_ptr<detail::Session> idle_session() {
-        for (;;) {
+        for (Pool& pool = this->pool();;) {
             std::unique_ptr<detail::Session> session;
             {
-                const std::lock_guard guard{mutex_};
-                if (idle_.empty()) return nullptr;
-                session = std::move(idle_.back());
-                idle_.pop_back();
+                const std::lock_guard guard{pool.mutex};
+                if (pool.idle.empty()) return nullptr;
+                session = std::move(pool.idle.back());
+                pool.idle.pop_back();
             }
             if (session->reusable()) return session;
         }
     }
 
-    void keep(std::unique_ptr<detail::Session> session) {
-        const std::lock_guard guard{mutex_};
-        if (idle_.size() < options_.idle_connections) idle_.push_back(std::move(session));
+    void keep(std::unique_ptr<detail::Session> session) noexcept try {
+        Pool& pool = this->pool();
+        const std::lock_guard guard{pool.mutex};
+        if (pool.idle.size() < options_.idle_connections) pool.idle.push_back(std::move(session));
+    } catch (...) { // no room for it: it's closed
+    }
+
+    /// Where one has died the others may be dead as well, though they don't know yet.
+    void forget_idle() {
+        std::vector<std::unique_ptr<detail::Session>> idle;
+        Pool& pool = this->pool();
+        const std::lock_guard guard{pool.mutex};
+        idle.swap(pool.idle);
     }
 
     const Address address_;
     const RedisOptions options_;
     const std::vector<detail::Endpoint> endpoints_;
-    std::mutex mutex_;
-    std::vector<std::unique_ptr<detail::Session>> idle_;
+    std::atomic<Pool*> pool_{new Pool};
 };
 
 static_assert(Backend<Redis>);

@@ -157,7 +157,7 @@ struct Options {
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
 
-    /// The longest pause between two attempts while waiting, at least 1 ms. Pauses are random, to scatter the waiters.
+    /// The longest pause between two attempts while waiting, 1 ms to 1 h. Pauses are random, to scatter the waiters.
     Millis longest_pause{50};
 
     /// False: the destructor writes the release and does not wait for its answer. Faster; but if the server or the
@@ -195,7 +195,8 @@ inline void check(const Options& options) {
         refuse("answer_timeout", in_ms(options.answers_within()),
                "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
                    in_ms(options.ttl));
-    if (options.longest_pause < Millis{1}) refuse("longest_pause", in_ms(options.longest_pause), "1 ms or more");
+    if (options.longest_pause < Millis{1} || options.longest_pause > std::chrono::hours{1})
+        refuse("longest_pause", in_ms(options.longest_pause), "1 ms to 3600000 ms");
 }
 
 inline constexpr std::size_t longest_key = 512;
