@@ -18,7 +18,7 @@ using test::Peer;
 
 namespace {
 
-constexpr Millis answer_timeout{100};
+constexpr Millis answer_timeout{200};
 constexpr Options options{.ttl = 10s, .answer_timeout = answer_timeout};
 constexpr auto generous = 1s; // for a machine that is busy with other tests
 
@@ -224,7 +224,7 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
             return is(command, "SET\r\n") && armed ? Reply::lose : Reply::forward;
         })};
         Redis redis{proxy.tcp_uri(), {.client_name = ""}};
-        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 50ms}, std::defer_lock};
+        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 200ms}, std::defer_lock};
         for (int round = 0; round < 10; ++round) {
             armed = true;
             REQUIRE(failure([&] { return lock.try_lock(); }).code == Errc::timed_out);
@@ -298,9 +298,13 @@ TEST_CASE("a lease counts from the asking, however late the answer", "[redis][fa
     for (int round = 0; round < 3; ++round) {
         RedisLock lock{redis, "k", {.ttl = 1s, .answer_timeout = 900ms}};
         CHECK(lock.remaining() < 700ms);
-        const auto ours = lock.remaining();
-        CHECK(ours <= Millis{server.integer({"PTTL", "k"})} + 1ms);
-        while (lock.owns_lock()) CHECK(server.integer({"EXISTS", "k"}) == 1);
+        const Millis servers{server.integer({"PTTL", "k"})};
+        CHECK(lock.remaining() <= servers);
+        for (;;) { // the server is looked at first, so that a pause in between does no harm
+            const bool there = server.integer({"EXISTS", "k"}) == 1;
+            if (!lock.owns_lock()) break;
+            CHECK(there);
+        }
     }
 }
 
@@ -333,8 +337,7 @@ TEST_CASE("a server that dies under its locks kills no process, and the next one
     Redis redis{server.tcp_uri()};
     try {
         std::vector<RedisLock<Redis>> locks;
-        for (int i = 0; i < 20; ++i)
-            locks.emplace_back(redis, "k" + std::to_string(i), Options{.ttl = 10s, .answer_timeout = 20ms});
+        for (int i = 0; i < 5; ++i) locks.emplace_back(redis, "k" + std::to_string(i), options);
         server.kill();
         throw std::runtime_error{"unwinding"};
     } catch (const std::runtime_error&) {

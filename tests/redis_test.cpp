@@ -18,7 +18,7 @@ test::RedisServer& server() {
 }
 
 struct RedisWorld {
-    static constexpr Millis unit{200};
+    static constexpr Millis unit{400};
     test::RedisServer& instance = server();
     Redis redis{instance.unix_uri()};
 
@@ -425,7 +425,7 @@ TEST_CASE("nothing is connected before a lock asks, and a server may come later"
     test::RedisServer instance;
     instance.kill();
     Redis redis{instance.unix_uri()};
-    RedisLock lock{redis, "k", {.ttl = 10s, .answer_timeout = 50ms}, std::defer_lock};
+    RedisLock lock{redis, "k", {.ttl = 10s, .answer_timeout = 300ms}, std::defer_lock};
     CHECK(failure([&] { lock.lock(); }).code == Errc::unreachable);
     instance.start();
     lock.lock();
