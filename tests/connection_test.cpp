@@ -1,12 +1,12 @@
 // The wrapper of hiredis against servers that say anything, at any pace, or nothing.
 #include "catch.hpp"
 #include "fake_server.hpp"
+#include "troubles.hpp"
 
 #include <redislock/connection.hpp>
 
 #include <fcntl.h>
 #include <sys/resource.h>
-#include <sys/time.h>
 
 #include <fstream>
 
@@ -255,12 +255,7 @@ TEST_CASE("a peer that resets or closes before we write kills nobody", "[connect
 }
 
 TEST_CASE("a storm of signals neither shortens a deadline nor prolongs it", "[connection]") {
-    struct sigaction quiet {
-    }, old{};
-    quiet.sa_handler = [](int) {};
-    ::sigaction(SIGALRM, &quiet, &old);
-    const itimerval every_ms{{0, 1000}, {0, 1000}}, never{};
-    ::setitimer(ITIMER_REAL, &every_ms, nullptr);
+    const test::SignalStorm storm;
     FakeServer server{[](Peer& peer, int nth) {
         peer.read();
         if (nth == 0) peer.wait_for_the_end();
@@ -277,8 +272,6 @@ TEST_CASE("a storm of signals neither shortens a deadline nor prolongs it", "[co
     Connection slow = connected(server);
     CHECK(slow.write(ping, now() + generous));
     CHECK(slow.read(now() + 10s) != nullptr);
-    ::setitimer(ITIMER_REAL, &never, nullptr);
-    ::sigaction(SIGALRM, &old, nullptr);
 }
 
 TEST_CASE("a connection has no delay, is kept alive, and is closed by exec", "[connection]") {
@@ -329,18 +322,8 @@ TEST_CASE("every address is tried, and the last reason is told", "[connection]")
 }
 
 TEST_CASE("an address that swallows everything takes its share of the time, and the next is tried", "[connection]") {
-    const int hole = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    REQUIRE(::bind(hole, reinterpret_cast<sockaddr*>(&address), size) == 0);
-    REQUIRE(::listen(hole, 0) == 0);
-    ::getsockname(hole, reinterpret_cast<sockaddr*>(&address), &size);
-    const auto endpoints =
-        detail::resolve(Address::parse("redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port))));
-    std::vector<Connection> fill(3);
-    for (Connection& connection : fill) connection.open(endpoints, now() + 20ms); // the backlog is full
+    const test::BlackHole hole;
+    const auto endpoints = detail::resolve(Address::parse(hole.uri()));
     Connection connection;
     const TimePoint start = now();
     CHECK_FALSE(connection.open(endpoints, start + 60ms));
@@ -351,7 +334,6 @@ TEST_CASE("an address that swallows everything takes its share of the time, and 
     auto both = endpoints;
     both.push_back(detail::resolve(Address::parse(server.tcp_uri())).front());
     CHECK(connection.open(both, now() + 200ms));
-    ::close(hole);
 }
 
 TEST_CASE("names, numbers and sockets are resolved, and what can't be is refused", "[connection]") {

@@ -3,16 +3,16 @@
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "redis_server.hpp"
+#include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
-
-#include <sys/time.h>
 
 #include <functional>
 
 using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
+using test::failure;
 using test::FakeServer;
 using test::Peer;
 
@@ -21,16 +21,6 @@ namespace {
 constexpr Millis answer_timeout{200};
 constexpr Options options{.ttl = 10s, .answer_timeout = answer_timeout};
 constexpr auto generous = 1s; // for a machine that is busy with other tests
-
-template <class Action>
-Failure failure(Action action) {
-    try {
-        static_cast<void>(action());
-    } catch (const std::system_error& error) {
-        return {error.code(), error.what()};
-    }
-    return {};
-}
 
 /// Runs, and checks that it took no longer than it may.
 template <class Action>
@@ -150,25 +140,14 @@ TEST_CASE("on a server that says nothing, half, or nonsense, every call ends in 
 }
 
 TEST_CASE("no server, a closed port, or an address that swallows everything: unreachable, in time", "[redis][faults]") {
-    const int hole = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    REQUIRE((::bind(hole, reinterpret_cast<sockaddr*>(&address), size) == 0 && ::listen(hole, 0) == 0));
-    ::getsockname(hole, reinterpret_cast<sockaddr*>(&address), &size);
-    const std::string swallowed = "redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
-    std::vector<detail::Connection> fill(3);
-    for (auto& connection : fill) connection.open(detail::resolve(Address::parse(swallowed)), now() + 20ms);
-
+    const test::BlackHole hole;
     for (const std::string& uri :
-         {"redis://127.0.0.1:" + std::to_string(test::free_port()), std::string{"unix:///no/such.sock"}, swallowed}) {
+         {"redis://127.0.0.1:" + std::to_string(test::free_port()), std::string{"unix:///no/such.sock"}, hole.uri()}) {
         Redis redis{uri};
         RedisLock lock{redis, "k", options, std::defer_lock};
         CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::unreachable);
         CHECK(within(20ms, [&] { return failure([&] { return lock.try_lock_for(20ms); }); }).code == Errc::unreachable);
     }
-    ::close(hole);
 }
 
 TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing is left", "[redis][faults]") {
@@ -310,12 +289,7 @@ TEST_CASE("a lease counts from the asking, however late the answer", "[redis][fa
 
 TEST_CASE("signals from all sides make no call fail, and a lock none", "[redis][faults]") {
     test::RedisServer server;
-    struct sigaction quiet {
-    }, old{};
-    quiet.sa_handler = [](int) {};
-    ::sigaction(SIGALRM, &quiet, &old);
-    const itimerval every_ms{{0, 1000}, {0, 1000}}, never{};
-    ::setitimer(ITIMER_REAL, &every_ms, nullptr);
+    const test::SignalStorm storm;
     {
         Redis redis{server.tcp_uri()};
         for (int round = 0; round < 500; ++round) {
@@ -328,8 +302,6 @@ TEST_CASE("signals from all sides make no call fail, and a lock none", "[redis][
         CHECK_FALSE(waiter.try_lock_for(100ms));
         CHECK(now() >= start + 100ms);
     }
-    ::setitimer(ITIMER_REAL, &never, nullptr);
-    ::sigaction(SIGALRM, &old, nullptr);
 }
 
 TEST_CASE("a server that dies under its locks kills no process, and the next one serves", "[redis][faults]") {

@@ -2,11 +2,13 @@
 #include "conformance.hpp"
 #include "fake_server.hpp"
 #include "redis_server.hpp"
+#include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
 
 using namespace redislock;
 using namespace std::chrono_literals;
+using test::failure;
 
 namespace {
 
@@ -52,16 +54,6 @@ Answer answer_to(const std::string& reply, Verb verb = Verb::acquire) {
     }};
     Redis redis{fake.unix_uri(), {.client_name = ""}};
     return ask(redis, verb);
-}
-
-template <class Action>
-Failure failure(Action action) {
-    try {
-        static_cast<void>(action());
-    } catch (const std::system_error& error) {
-        return {error.code(), error.what()};
-    }
-    return {};
 }
 
 long long calls_of(test::RedisServer& instance, const std::string& command) {

@@ -1,0 +1,74 @@
+/// Troubles that several tests make: a storm of signals, an address that swallows everything; and how a test hears of the
+/// library's answer to them.
+#pragma once
+
+#include "redis_server.hpp"
+
+#include <redislock/connection.hpp>
+
+#include <sys/time.h>
+
+namespace test {
+
+/// A signal each millisecond, to a handler that does nothing, for as long as the object lives.
+class SignalStorm {
+public:
+    SignalStorm() {
+        struct sigaction quiet {};
+        quiet.sa_handler = [](int) {};
+        ::sigaction(SIGALRM, &quiet, &old_);
+        const itimerval every_ms{{0, 1000}, {0, 1000}};
+        ::setitimer(ITIMER_REAL, &every_ms, nullptr);
+    }
+    SignalStorm(const SignalStorm&) = delete;
+    SignalStorm& operator=(const SignalStorm&) = delete;
+    ~SignalStorm() {
+        const itimerval never{};
+        ::setitimer(ITIMER_REAL, &never, nullptr);
+        ::sigaction(SIGALRM, &old_, nullptr);
+    }
+
+private:
+    struct sigaction old_ {};
+};
+
+/// A listener on loopback whose backlog is full: to connect to it takes for ever.
+class BlackHole {
+public:
+    BlackHole() : fd_{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)} {
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t size = sizeof address;
+        if (::bind(fd_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(fd_, 0) != 0)
+            throw std::runtime_error{"no black hole"};
+        ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
+        uri_ = "redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+        using namespace redislock;
+        for (detail::Connection& connection : inside_)
+            connection.open(detail::resolve(Address::parse(uri_)), later(detail::now(), Millis{20}));
+    }
+    BlackHole(const BlackHole&) = delete;
+    BlackHole& operator=(const BlackHole&) = delete;
+    ~BlackHole() { ::close(fd_); }
+
+    const std::string& uri() const { return uri_; }
+
+private:
+    int fd_;
+    std::string uri_;
+    std::vector<redislock::detail::Connection> inside_{3};
+};
+
+/// What an action throws, if it does.
+template <class Action>
+redislock::Failure failure(Action action) {
+    try {
+        static_cast<void>(action());
+    } catch (const std::system_error& error) {
+        return {error.code(), error.what()};
+    }
+    return {};
+}
+
+} // namespace test
