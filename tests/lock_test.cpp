@@ -24,12 +24,14 @@ struct Scripted {
     std::vector<Asked> asked{};
     std::vector<Errc> refusals{}; // one for each request, before the memory is asked
     Millis pause_after_answer{0}; // the whole machine stands still, as in a suspend
+    bool out_of_memory = false;   // once
 
     TimePoint now() const noexcept { return memory.now(); }
     Token fresh() { return memory.fresh(); }
     void pause(TimePoint until) noexcept { memory.pause(until); }
     Answer ask(const Request& request) {
         asked.push_back({request.verb, request.token, now(), request.deadline});
+        if (std::exchange(out_of_memory, false)) throw std::bad_alloc{};
         if (!refusals.empty()) {
             const Errc code = refusals.back();
             refusals.pop_back();
@@ -394,6 +396,17 @@ TEST_CASE("an adoption that nobody answers deletes nothing of the giver's", "[lo
     failure([&] { return RedisLock{memory, "k", options, std::adopt_lock, token}; }, Errc::timed_out);
     memory.set_fault(Fault::none);
     CHECK(memory.get("k") == std::string{token.hex()});
+}
+
+TEST_CASE("an adoption that is cut short by an exception deletes nothing of the giver's", "[lock]") {
+    Scripted backend;
+    RedisLock giver{backend, "k", options};
+    const Token token = giver.detach();
+    backend.asked.clear();
+    backend.out_of_memory = true;
+    CHECK_THROWS_AS((RedisLock{backend, "k", options, std::adopt_lock, token}), std::bad_alloc);
+    CHECK(backend.asked.size() == 1);
+    CHECK(backend.memory.get("k") == text(token));
 }
 
 TEST_CASE("threads exclude each other over a memory in real time", "[lock]") {

@@ -325,10 +325,13 @@ private:
     void adopt(const Token& token) {
         State& state = own();
         const TimePoint asked = state.backend.now();
-        state.lease.ask(token, asked, state.options.ttl);
-        const Request request = state.request(Verb::extend, later(asked, state.options.answers_within()));
+        const Request request{Verb::extend, state.key, token, state.options.ttl,
+                              later(asked, state.options.answers_within())};
         const Answer answer = insist(state, request, [](const Answer& last) { return last; });
-        state.lease.answered(answer, state.backend.now());
+        if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
+            state.lease.ask(token, asked, state.options.ttl);
+            state.lease.answered(answer, state.backend.now());
+        }
         if (state.lease.held(state.backend.now())) return;
         state.lease = Lease{state.options};
         raise_for(state, answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
