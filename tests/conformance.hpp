@@ -35,7 +35,9 @@ public:
         SECTION("a key of another type, or without an expiry, is busy") { foreign_keys(); }
         SECTION("a key may hold any byte") { binary_keys(); }
         SECTION("a question whose deadline has passed is answered at once") { late_question(); }
-        SECTION("a pause lasts") { pause(); }
+        SECTION("an acquire with patience waits for its turn, and says so") { patience(); }
+        SECTION("a stop ends an acquire that waits, and it leaves nothing") { stopped_patience(); }
+        SECTION("a pause lasts, unless it is stopped") { pause(); }
         SECTION("tokens are fresh") { fresh(); }
         SECTION("a lock excludes, from its construction to the end of its scope") { scope(); }
         SECTION("unlocking says what had become of the lease") { outcomes(); }
@@ -48,6 +50,8 @@ public:
         SECTION("moving and swapping carry the lease along") { moves(); }
         SECTION("a lease is adopted with its token, and with no other") { adopt(); }
         SECTION("the standard's guards and std::lock take it for a mutex") { standard_guards(); }
+        SECTION("a wait that is stopped is no error, and one that is not is as any other") { stops(); }
+        SECTION("a lease that was waited for is as good as new") { waited_lease(); }
         SECTION("locking what is held already is misuse") { misuse(); }
     }
 
@@ -148,11 +152,40 @@ private:
         CHECK(backend_.now() < before + unit);
     }
 
+    void patience() {
+        ask(Verb::acquire, a_, unit);
+        Answer answer = ask(Verb::acquire, b_, unit, unit / 4);
+        CHECK((answer.is_busy() && answer.queued && answer.holder_left > 0ms));
+        CHECK(held_by(a_));
+        answer = ask(Verb::acquire, b_, unit, unit * 5);
+        CHECK((answer.verdict == Verdict::yes && answer.queued));
+        CHECK(held_by(b_));
+        world_.erase(key_);
+        answer = ask(Verb::acquire, a_, unit, unit * 5);
+        CHECK(answer.verdict == Verdict::yes);
+    }
+
+    void stopped_patience() {
+        const detail::Signal stop;
+        stop.set();
+        ask(Verb::acquire, a_, unit * 5);
+        const TimePoint before = backend_.now();
+        Request request{Verb::acquire, key_, b_, unit, {later(before, unit * 10), stop.fd()}, unit * 5};
+        CHECK(backend_.ask(request).verdict == Verdict::unknown);
+        CHECK(backend_.now() < before + unit);
+        CHECK(ask(Verb::release, a_, unit).verdict == Verdict::yes);
+        CHECK(ask(Verb::acquire, a_, unit, unit).verdict == Verdict::yes);
+    }
+
     void pause() {
         const TimePoint until = later(backend_.now(), 3ms);
         backend_.pause(until);
         CHECK(backend_.now() >= until);
         backend_.pause(TimePoint{});
+        const detail::Signal stop;
+        stop.set();
+        backend_.pause({later(backend_.now(), 1h), stop.fd()});
+        CHECK(backend_.now() < until + 1h);
     }
 
     void fresh() {
@@ -252,6 +285,27 @@ private:
         CHECK(reason([&] { return waiter.try_lock_for(unit / 4); }) == Errc::wrong_type);
         world_.erase(key_);
         CHECK(waiter.try_lock_for(unit));
+    }
+
+    void stops() {
+        Lock holder{backend_, key_, unit * 2};
+        Lock waiter{backend_, key_, unit * 2, std::defer_lock};
+        std::stop_source stop;
+        CHECK_FALSE(waiter.try_lock_for(unit / 4, stop.get_token()));
+        CHECK(waiter.lock(stop.get_token()));
+        waiter.unlock();
+        stop.request_stop();
+        CHECK_FALSE(waiter.lock(stop.get_token()));
+        CHECK_FALSE(waiter.try_lock_for(unit, stop.get_token()));
+        CHECK_FALSE(waiter.try_lock_until(later(backend_.now(), unit), stop.get_token()));
+        CHECK_FALSE(world_.get(key_));
+    }
+
+    void waited_lease() {
+        const Lock dead{backend_, key_, unit * 2};
+        const Lock waiter{backend_, key_, unit * 4};
+        CHECK(waiter.remaining() > unit * 3);
+        CHECK(left() >= waiter.remaining());
     }
 
     void lapse() {

@@ -263,10 +263,7 @@ TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing
     server.stop();
     within(200ms, [&] { locks.clear(); });
     server.go_on();
-    const TimePoint limit = now() + 10s;
-    while (server.integer({"DBSIZE"}) > 0 && now() < limit) {
-    }
-    CHECK(server.integer({"DBSIZE"}) == 0);
+    CHECK(server.is_empty_within(10s));
 }
 
 TEST_CASE("a lease counts from the asking, however late the answer", "[redis][faults]") {

@@ -52,6 +52,15 @@ TEST_CASE("idle: to ask is to be asking, with a token, holding nothing", "[lease
     CHECK(lease.remaining(start) == 0ms);
 }
 
+TEST_CASE("asking: a grant that was confirmed by an extension runs from the asking for that", "[lease]") {
+    Lease lease = asking();
+    lease.ask_anew(start + 20s, ttl);
+    CHECK(lease.state(start + 20s) == State::asking);
+    lease.answered(yes, start + 21s);
+    CHECK(lease.end() == end + 20s);
+    CHECK(lease.held(start + 21s));
+}
+
 TEST_CASE("asking: granted before the end is held, and the lease runs from the asking", "[lease]") {
     Lease lease = asking();
     lease.answered(yes, end - moment);

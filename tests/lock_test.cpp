@@ -22,20 +22,22 @@ struct Scripted {
     };
     Memory memory{};
     std::vector<Asked> asked{};
-    std::vector<Errc> refusals{}; // one for each request, before the memory is asked
+    std::vector<Errc> refusals{}; // one for each request, the last one first; none of them is asked of the memory
     Millis pause_after_answer{0}; // the whole machine stands still, as in a suspend
     bool out_of_memory = false;   // once
+    bool has_line = true;         // false: nobody can stand in line, and who wants to is answered at once
 
     TimePoint now() const noexcept { return memory.now(); }
     Token fresh() { return memory.fresh(); }
-    void pause(TimePoint until) noexcept { memory.pause(until); }
-    Answer ask(const Request& request) {
-        asked.push_back({request.verb, request.token, now(), request.deadline});
+    void pause(const Deadline& until) noexcept { memory.pause(until); }
+    Answer ask(Request request) {
+        asked.push_back({request.verb, request.token, now(), request.deadline.at});
+        if (!has_line) request.patience = 0ms;
         if (std::exchange(out_of_memory, false)) throw std::bad_alloc{};
         if (!refusals.empty()) {
             const Errc code = refusals.back();
             refusals.pop_back();
-            return {Verdict::no, {code, "the server's sentence"}};
+            if (code != Errc{}) return {Verdict::no, {code, "the server's sentence"}};
         }
         const Answer answer = memory.ask(request);
         memory.advance(std::exchange(pause_after_answer, 0ms));
@@ -198,8 +200,10 @@ TEST_CASE("a timed wait that saw the lock held and then hears no more ends as co
     CHECK(memory.now() == start + 500ms);
 }
 
-TEST_CASE("a waiter asks soon when the holder's lease is about to end, and else not too often", "[lock]") {
+TEST_CASE("a waiter without a line asks soon when the holder's lease is about to end, and else not too often",
+          "[lock]") {
     Scripted backend;
+    backend.has_line = false;
     RedisLock holder{backend, "k", options};
     const TimePoint end = backend.now() + 10s;
     RedisLock waiter{backend, "k", {.ttl = 10s, .longest_pause = 200ms}};
@@ -207,6 +211,65 @@ TEST_CASE("a waiter asks soon when the holder's lease is about to end, and else 
     CHECK(backend.now() < end + 210ms);
     CHECK(backend.asked.size() > 50);
     CHECK(backend.asked.size() < 300);
+}
+
+TEST_CASE("a waiter asks once to find the key held, and then stands in line for as long as he wants to wait",
+          "[lock]") {
+    Scripted backend;
+    RedisLock holder{backend, "k", 10s};
+    backend.asked.clear();
+    RedisLock waiter{backend, "k", 60s, std::defer_lock};
+    SECTION("until he has the lock") {
+        waiter.lock();
+        CHECK(backend.asked.size() == 3); // the last one renews the lease that he waited for
+        CHECK(backend.asked.back().verb == Verb::extend);
+    }
+    SECTION("until his time is up, and a few moments before he asks again") {
+        CHECK_FALSE(waiter.try_lock_for(5s));
+        CHECK(backend.asked.size() < 10);
+    }
+    SECTION("not at all without a server that answers: that is found out first") {
+        backend.refusals = {Errc::loading, Errc::busy};
+        waiter.lock();
+        CHECK(backend.asked.size() == 5);
+    }
+}
+
+TEST_CASE("a lease that was waited for, and whose renewal is not answered, is used for what it is", "[lock]") {
+    Memory memory;
+    RedisLock dead{memory, "k", 10s};
+    memory.inject(Fault::none);
+    memory.inject(Fault::none);
+    memory.inject(Fault::request_lost);
+    RedisLock waiter{memory, "k", 60s, std::defer_lock};
+    const TimePoint asked = memory.now();
+    waiter.lock();
+    CHECK(waiter.owns_lock());
+    CHECK(memory.now() + waiter.remaining() < asked + 60s);
+    CHECK(memory.get("k") == text(waiter.token()));
+}
+
+TEST_CASE("a lease that has ended before it could be renewed is asked for again", "[lock]") {
+    Scripted backend;
+    RedisLock dead{backend, "k", 10s};
+    RedisLock waiter{backend, "k", 1s, std::defer_lock};
+    backend.refusals = {Errc::expired, {}, {}}; // the third one, from behind
+    waiter.lock();
+    CHECK(waiter.owns_lock());
+    CHECK(backend.memory.get("k") == text(waiter.token()));
+}
+
+TEST_CASE("a lease that ended while it was waited for, and can't be renewed, is undone", "[lock]") {
+    Memory memory;
+    RedisLock dead{memory, "k", 10s};
+    RedisLock waiter{memory, "k", 1s, std::defer_lock};
+    memory.inject(Fault::none);
+    memory.inject(Fault::none);
+    memory.inject(Fault::reset_after);
+    waiter.lock();
+    CHECK(waiter.owns_lock());
+    CHECK(waiter.remaining() > 900ms);
+    CHECK(memory.get("k") == text(waiter.token()));
 }
 
 TEST_CASE("a release whose answer was lost with the connection is asked again, and claims no more than is known",
@@ -407,6 +470,42 @@ TEST_CASE("an adoption that is cut short by an exception deletes nothing of the 
     CHECK_THROWS_AS((RedisLock{backend, "k", options, std::adopt_lock, token}), std::bad_alloc);
     CHECK(backend.asked.size() == 1);
     CHECK(backend.memory.get("k") == text(token));
+}
+
+TEST_CASE("waiters get the lock in the order of their arrival, over a memory in real time as well", "[lock]") {
+    Memory memory{Memory::Time::real};
+    RedisLock holder{memory, "k", 60s};
+    std::vector<int> order;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 8; ++i) {
+        threads.emplace_back([&, i] {
+            const RedisLock lock{memory, "k", 60s};
+            order.push_back(i);
+        });
+        while (memory.waiting("k") <= static_cast<std::size_t>(i)) std::this_thread::yield();
+    }
+    CHECK(memory.waiting("another") == 0);
+    holder.unlock();
+    for (std::thread& thread : threads) thread.join();
+    CHECK(order == std::vector{0, 1, 2, 3, 4, 5, 6, 7});
+    CHECK(memory.waiting("k") == 0);
+}
+
+TEST_CASE("a wait in real time ends when a stop is requested, and the next in line is not held up", "[lock]") {
+    Memory memory{Memory::Time::real};
+    RedisLock holder{memory, "k", 60s};
+    RedisLock first{memory, "k", 60s, std::defer_lock}, second{memory, "k", 60s, std::defer_lock};
+    std::stop_source stop;
+    std::thread waits{[&] { CHECK_FALSE(first.lock(stop.get_token())); }};
+    while (memory.waiting("k") < 1) std::this_thread::yield();
+    std::thread waits_behind{[&] { second.lock(); }};
+    while (memory.waiting("k") < 2) std::this_thread::yield();
+    stop.request_stop();
+    waits.join();
+    CHECK(memory.waiting("k") == 1);
+    holder.unlock();
+    waits_behind.join();
+    CHECK(second.owns_lock());
 }
 
 TEST_CASE("threads exclude each other over a memory in real time", "[lock]") {

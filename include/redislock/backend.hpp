@@ -13,17 +13,19 @@ namespace redislock {
 ///
 /// - `now()` is the clock of its deadlines: monotonic, running on while the machine sleeps.
 /// - `fresh()` is a token that nobody has seen before.
-/// - `pause(t)` blocks until `t`.
+/// - `pause(t)` blocks until `t`, or until it is stopped.
 /// - `ask(r)` returns by `r.deadline`, whatever happens, but for scheduling; a *yes* was given by the place itself, a *no*
 ///   means that nothing was done, and all else is *unknown*.
 /// - An acquire is granted at most once per token. A granted key lives for `r.ttl` from the moment the place acts, so at
 ///   least until `r.ttl` after it was asked.
+/// - An acquire that has patience, and finds the key held, may stand in line: it is granted in order of arrival, when a
+///   release of ours hands the key on, or soon after the key has gone otherwise. `queued` says whether it did.
 /// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
 /// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
 ///   wherever there still is one, and can't overtake it.
 // clang-format off
 template <class B>
-concept Backend = requires(B& backend, const Request& request, TimePoint until) {
+concept Backend = requires(B& backend, const Request& request, Deadline until) {
     { backend.now() } noexcept -> std::same_as<TimePoint>;
     { backend.fresh() } -> std::same_as<Token>;
     { backend.pause(until) } noexcept;

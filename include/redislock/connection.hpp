@@ -100,19 +100,19 @@ public:
     }
 
     /// Tries each endpoint in turn, the last one until the deadline and the others for their share of the time.
-    bool open(const std::vector<Endpoint>& endpoints, TimePoint deadline) {
+    bool open(const std::vector<Endpoint>& endpoints, const Deadline& deadline) {
         failure_ = {Errc::unreachable, "no address"};
         for (auto left = static_cast<int>(endpoints.size()); const Endpoint& endpoint : endpoints) {
             const TimePoint time = now();
-            const TimePoint share = time < deadline ? time + (deadline - time) / left-- : deadline;
-            if (open(endpoint, share)) return true;
+            const TimePoint share = time < deadline.at ? time + (deadline.at - time) / left-- : deadline.at;
+            if (open(endpoint, {share, deadline.stop})) return true;
         }
         return false;
     }
 
     /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command among them.
     /// Tries once even if the deadline has passed.
-    bool write(std::string_view bytes, TimePoint deadline) {
+    bool write(std::string_view bytes, const Deadline& deadline) {
         while (socket_ && !bytes.empty()) {
             const ssize_t sent = ::send(socket_.fd(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
             if (sent >= 0)
@@ -128,12 +128,17 @@ public:
     /// The next reply that isn't owed to an earlier user; null: see failure(). It is overwritten by the next call.
     /// Where the time is up, `last_words` are written behind the unanswered command, as far as that goes without
     /// waiting: the server reads them in this order, whenever it may be.
-    const Reply* read(TimePoint deadline, std::string_view last_words = {}) {
+    const Reply* read(const Deadline& deadline, std::string_view last_words = {}) {
         for (; owed_ > 0; --owed_) {
             if (!next(deadline, last_words)) return nullptr;
             if (reply_.is_error()) objection_.swap(reply_.text);
         }
         return next(deadline, last_words) ? &reply_ : nullptr;
+    }
+
+    /// Blocks until there is something to read (then true) or the time is up.
+    bool arriving(const Deadline& deadline) const noexcept {
+        return reader_->pos < reader_->len || wait(socket_.fd(), POLLIN, deadline);
     }
 
     /// The reply to the last command is left for the next user to skip.
@@ -145,11 +150,10 @@ public:
     bool reusable() {
         constexpr unsigned most_owed = 16;
         if (!good() || owed_ > most_owed) return false;
-        for (; owed_ > 0 && wait(socket_.fd(), POLLIN, TimePoint{}); --owed_)
+        for (; owed_ > 0 && readable(socket_.fd()); --owed_)
             if (!next(TimePoint{}, {})) return false;
         if (owed_ > 0) return true;
-        const bool silent = !wait(socket_.fd(), POLLIN, TimePoint{}) && reader_->pos == reader_->len;
-        return silent || fail(Errc::disconnected, "closed by the server, or out of step");
+        return !arriving(TimePoint{}) || fail(Errc::disconnected, "closed by the server, or out of step");
     }
 
     /// The last error among the replies that were skipped.
@@ -160,7 +164,7 @@ public:
     void close() noexcept { socket_ = {}; }
 
 private:
-    bool open(const Endpoint& endpoint, TimePoint deadline) {
+    bool open(const Endpoint& endpoint, const Deadline& deadline) {
         const int family = endpoint.address.ss_family;
         socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
         if (!socket_) return unreachable(endpoint, errno);
@@ -189,7 +193,7 @@ private:
     }
 
     /// Parses one more reply into reply_, reading as long as there isn't a whole one.
-    bool next(TimePoint deadline, std::string_view last_words) {
+    bool next(const Deadline& deadline, std::string_view last_words) {
         reader_->privdata = &reply_;
         reply_.type = 0;
         for (std::size_t received = 0; good();) {
@@ -217,7 +221,7 @@ private:
     /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken takes longer than a near server's
     /// answer, on some virtual machines three times as long. So the answer is looked for first, for a moment, with the
     /// processor offered to others in between; ever more seldom while that is in vain, as it is with a far server.
-    ssize_t receive(char* into, std::size_t size, TimePoint deadline) noexcept {
+    ssize_t receive(char* into, std::size_t size, const Deadline& deadline) noexcept {
         constexpr std::chrono::microseconds moment{100};
         if (waits_ == 0) {
             for (const TimePoint end = now() + moment; now() < end; ::sched_yield()) {

@@ -15,6 +15,7 @@ namespace redislock {
 /// | state     | event                                        | next     | outcome    |
 /// |-----------|----------------------------------------------|----------|------------|
 /// | idle      | ask                                          | asking   |            |
+/// | asking    | an extension of the grant is confirmed       | asking   |            |
 /// | asking    | granted, before the end                      | held     |            |
 /// | asking    | granted, at the end or later                 | doubtful |            |
 /// | asking    | no                                           | idle     |            |
@@ -64,6 +65,9 @@ public:
         state_ = State::asking;
         release_unanswered_ = false;
     }
+
+    /// Before a grant that had to be waited for is judged: an extension to `ttl`, asked at `asked`, has been confirmed.
+    void ask_anew(TimePoint asked, Millis ttl) noexcept { end_ = usable_end(asked, ttl); }
 
     /// The acquire was answered. A grant whose end has passed already is not one.
     void answered(const Answer& answer, TimePoint now) noexcept {

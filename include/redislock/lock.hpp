@@ -74,28 +74,32 @@ public:
 
     /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
     /// has lasted for the answer time-out since it was noticed, so within twice that. What was granted unknown to us is undone.
-    void lock() { acquire(TimePoint::max()); }
+    void lock() { acquire(TimePoint::max(), {}); }
+
+    /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever thread.
+    [[nodiscard]] bool lock(std::stop_token stop) { return acquire(TimePoint::max(), stop); }
 
     /// Asks once; false if someone holds the key. Blocks for at most the answer time-out, and throws if that passes
     /// without an answer.
-    [[nodiscard]] bool try_lock() { return acquire(TimePoint::min()); }
+    [[nodiscard]] bool try_lock() { return acquire(TimePoint::min(), {}); }
 
-    /// As lock(), and false when the time is up. Blocks no longer than `span`, to connect included; a `span` of zero or
-    /// less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time, and Errc::no_expiry or
-    /// Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait out.
+    /// As lock(), and false when the time is up, or stop is requested. Blocks no longer than `span`, to connect included; a
+    /// `span` of zero or less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time, and Errc::no_expiry
+    /// or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait out.
     template <class Rep, class Period>
-    [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span) {
-        return span > span.zero() ? acquire(later(own().backend.now(), span)) : try_lock();
+    [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span, std::stop_token stop = {}) {
+        return span > span.zero() ? acquire(later(own().backend.now(), span), stop) : try_lock();
     }
 
     /// The same, until a moment on any clock. A clock that is stepped while we wait is not looked at again.
     template <class Clock, class Duration>
-    [[nodiscard]] bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment) {
+    [[nodiscard]] bool try_lock_until(const std::chrono::time_point<Clock, Duration>& moment,
+                                      std::stop_token stop = {}) {
         if constexpr (std::is_same_v<std::chrono::time_point<Clock, Duration>, TimePoint>) {
-            return acquire(moment);
+            return acquire(moment, stop);
         } else {
             using Seconds = std::chrono::duration<double>; // exact to the microsecond, and without overflow
-            return try_lock_for(Seconds{moment.time_since_epoch()} - Seconds{Clock::now().time_since_epoch()});
+            return try_lock_for(Seconds{moment.time_since_epoch()} - Seconds{Clock::now().time_since_epoch()}, stop);
         }
     }
 
@@ -151,7 +155,7 @@ private:
         State(B& where, std::string what, const Options& how)
             : backend{where}, key{std::move(what)}, options{how}, lease{how} {}
 
-        Request request(Verb verb, TimePoint deadline) const noexcept {
+        Request request(Verb verb, const Deadline& deadline) const noexcept {
             return {.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
         }
 
@@ -169,7 +173,7 @@ private:
         explicit Pace(State& state) noexcept : state_{state} {}
 
         /// Blocks, but neither beyond `limit` nor for much longer than the holder has.
-        void rest(TimePoint limit, std::optional<Millis> holder_left = {}) {
+        void rest(const Deadline& limit, std::optional<Millis> holder_left = {}) {
             using Fine = std::chrono::microseconds;
             const Fine cap = std::min(longest_, holder_left.value_or(longest_)) + Millis{1};
             longest_ = std::min(longest_ * 2, state_.options.longest_pause);
@@ -177,7 +181,8 @@ private:
             std::uint32_t random = 0;
             std::from_chars(dice.hex().data(), dice.hex().data() + 8, random, 16);
             const Fine pause{static_cast<std::int64_t>(static_cast<double>(cap.count()) * random / 4294967296.0)};
-            state_.backend.pause(std::min(limit, later(state_.backend.now(), pause + Fine{1})));
+            const TimePoint until = later(state_.backend.now(), pause + Fine{1});
+            state_.backend.pause({std::min(limit.at, until), limit.stop});
         }
 
     private:
@@ -203,7 +208,7 @@ private:
         for (Pace pace{state};;) {
             const Answer answer = state.backend.ask(request);
             const auto judged = judge(answer);
-            if (!answer.is_trouble() || state.backend.now() >= request.deadline) return judged;
+            if (!answer.is_trouble() || state.backend.now() >= request.deadline.at) return judged;
             pace.rest(request.deadline);
         }
     }
@@ -238,63 +243,92 @@ private:
         return Outcome::unknown;
     }
 
+    /// How long a waiter stands in line at most, before he asks anew from its end. A waiter whose machine has vanished is
+    /// given his turn, in vain, for as long as that.
+    static constexpr Millis longest_queue{60'000};
+
     /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
     /// answer time-out; and each question has that time-out too, or what is left until the last word.
-    bool acquire(TimePoint give_up) {
+    bool acquire(TimePoint give_up, const std::stop_token& stop) {
         State& state = own();
         const Millis answer_timeout = state.options.answers_within();
         const TimePoint started = state.backend.now();
         if (state.lease.held(started))
             raise_for(state,
                       {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
+        const detail::StopSignal signal{stop};
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
         TimePoint::duration fastest = answer_timeout;
-        for (Pace pace{state};;) {
+        const auto last_question = [&](TimePoint now) {
+            return last_word - std::min((last_word - now) / 2, 2 * fastest + Millis{1});
+        };
+        for (Pace pace{state}; !stop.stop_requested();) {
             const TimePoint asked = state.backend.now();
-            const TimePoint in_full = later(asked, answer_timeout);
+            const bool waits = busy && !trouble; // there is a holder to wait for, and a server that answers
+            Millis patience{0};
+            if (waits) patience = std::min(std::chrono::floor<Millis>(last_question(asked) - asked), longest_queue);
+            const TimePoint in_full = later(asked, patience + answer_timeout);
             const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
-            Answer answer = attempt(state, deadline, busy.has_value());
+            Answer answer = attempt(state, {deadline, signal.fd()}, patience);
             const TimePoint now = state.backend.now();
             if (state.lease.held(now)) return true;
+            if (stop.stop_requested()) break;
             if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
             if (answer.is_busy()) {
                 if (give_up <= started) return false;
-                busy = answer;
+                if (patience > Millis{0} || !busy) busy = answer; // a plain question tells less
                 trouble.reset();
                 trouble_ends = TimePoint::max();
-                fastest = std::min(fastest, now - asked);
+                if (!answer.queued) fastest = std::min(fastest, now - asked);
             } else {
                 if (!answer.is_trouble()) fail(state, answer.why);
                 if (!trouble) trouble_ends = later(now, answer_timeout);
                 if (!trouble || deadline == in_full) trouble = answer; // what was cut short tells less
                 if (now >= trouble_ends) fail(state, trouble->why);
             }
-            const auto left = last_word - now;
-            if (left <= Millis{1}) {
-                state.backend.pause(last_word);
+            if (last_word - now <= Millis{1}) {
+                state.backend.pause({last_word, signal.fd()});
                 return busy ? contended(state, *busy) : fail(state, trouble->why);
             }
-            const auto for_a_last_question = std::min(left / 2, 2 * fastest + Millis{1});
-            pace.rest(std::min(last_word - for_a_last_question, trouble_ends), answer.holder_left);
+            if (!answer.is_busy() || (waits && !answer.queued))
+                pace.rest({std::min(last_question(now), trouble_ends), signal.fd()}, answer.holder_left);
         }
+        undo_unheard(state);
+        return false;
     }
 
     /// One question, with a token of its own; before it the undoing of what an earlier one may have left behind.
-    static Answer attempt(State& state, TimePoint deadline, bool wait) {
+    static Answer attempt(State& state, const Deadline& deadline, Millis patience) {
         if (state.lease.unsettled(state.backend.now())) {
             state.lease.let_go();
             const Answer undone = state.backend.ask(state.request(Verb::release, deadline));
             state.lease.released(undone);
             if (state.lease.unsettled(state.backend.now())) return undone;
         }
-        state.lease.ask(state.backend.fresh(), state.backend.now(), state.options.ttl);
+        const TimePoint asked = state.backend.now();
+        state.lease.ask(state.backend.fresh(), asked, state.options.ttl);
         Request request = state.request(Verb::acquire, deadline);
-        if (wait) request.patience = state.options.ttl / 4;
+        request.patience = patience;
+        request.recheck = state.options.recheck();
         Answer answer = state.backend.ask(request);
+        const bool aged = state.backend.now() - asked > state.options.ttl / 10;
+        if (answer.verdict == Verdict::yes && answer.queued && aged && !renewed(state, deadline))
+            answer = {Verdict::no, {Errc::busy, {}}, {}, true};
         state.lease.answered(answer, state.backend.now());
         return answer;
+    }
+
+    /// A grant that was waited for is as old as its question, for all that we know: an extension makes it young. False if it
+    /// has ended by now.
+    static bool renewed(State& state, const Deadline& deadline) {
+        const TimePoint asked = state.backend.now();
+        const TimePoint in_full = later(asked, state.options.answers_within());
+        const Answer answer =
+            state.backend.ask(state.request(Verb::extend, {std::min(deadline.at, in_full), deadline.stop}));
+        if (answer.verdict == Verdict::yes) state.lease.ask_anew(asked, state.options.ttl);
+        return answer.why.code != Errc::expired && answer.why.code != Errc::stolen;
     }
 
     /// The time is up and the key is held. Where the holder has no lease that ends, that is worth an error.

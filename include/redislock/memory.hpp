@@ -47,7 +47,7 @@ public:
     }
 
     /// Simulated: moves the time on to `until`, and returns.
-    void pause(TimePoint until) noexcept {
+    void pause(const Deadline& until) noexcept {
         std::unique_lock guard{mutex_};
         wait(guard, until);
     }
@@ -56,23 +56,35 @@ public:
         std::unique_lock guard{mutex_};
         const Fault fault = next_fault();
         const TimePoint arrival = time() + std::exchange(delay_, Millis::zero()) + latency_ / 2;
-        const TimePoint reply = arrival + latency_ / 2;
+        TimePoint reply = arrival + latency_ / 2;
         Answer answer{Verdict::unknown};
-        if (fault != Fault::request_lost && fault != Fault::reset_before)
+        if (fault != Fault::request_lost && fault != Fault::reset_before) {
             answer = deliver(request, request.verb, arrival);
+            if (answer.is_busy() && request.patience > Millis::zero()) {
+                answer = stand_in_line(guard, request, arrival);
+                reply = std::max(reply, time() + latency_ / 2);
+            }
+        }
         if (!request.wants_answer) return {Verdict::unknown};
         if (fault == Fault::reset_before || fault == Fault::reset_after) {
-            wait(guard, std::min(reply, request.deadline));
+            wait(guard, {std::min(reply, request.deadline.at), request.deadline.stop});
             return {Verdict::unknown, {Errc::disconnected, {}}};
         }
-        if (fault == Fault::none && reply <= request.deadline) {
-            wait(guard, reply);
-            return answer;
+        if (fault == Fault::none && answer.verdict != Verdict::unknown && reply <= request.deadline.at) {
+            wait(guard, {reply, request.deadline.stop});
+            if (time() >= reply) return answer;
         }
         wait(guard, request.deadline);
         if (request.verb == Verb::acquire && fault != Fault::request_lost)
-            deliver(request, Verb::release, std::max(arrival, request.deadline + latency_ / 2));
+            deliver(request, Verb::release, std::max(arrival, time() + latency_ / 2));
         return {Verdict::unknown, {Errc::timed_out, {}}};
+    }
+
+    /// How many stand in line for the key.
+    std::size_t waiting(std::string_view key) const {
+        const std::lock_guard guard{mutex_};
+        return static_cast<std::size_t>(std::count_if(
+            line_.begin(), line_.end(), [&](const Waiter* waiter) { return waiter->message.key == key; }));
     }
 
     /// Time passes, while nobody waits. Simulated time only.
@@ -145,6 +157,20 @@ private:
         Millis ttl;
     };
 
+    /// One whose acquire found the key held. His turn comes when he is taken out of the line, with an answer.
+    struct Waiter {
+        Message message;
+        std::optional<Answer> answer{};
+        detail::Signal turn{};
+    };
+
+    struct Place {
+        Place(std::vector<Waiter*>& all, Waiter& self) : line{all}, waiter{self} { line.push_back(&waiter); }
+        ~Place() { std::erase(line, &waiter); }
+        std::vector<Waiter*>& line;
+        Waiter& waiter;
+    };
+
     static std::uint64_t scrambled(std::uint64_t x) noexcept { // splitmix64's finaliser (Vigna 2015)
         x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
         x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
@@ -153,13 +179,59 @@ private:
 
     TimePoint time() const noexcept { return real_ ? detail::now() : simulated_; }
 
-    void wait(std::unique_lock<std::mutex>& guard, TimePoint until) noexcept {
+    /// `signal` ends it as well, in real time: in simulated time nobody else is there to give it.
+    void wait(std::unique_lock<std::mutex>& guard, const Deadline& until, int signal = -1) noexcept {
         if (real_) {
             guard.unlock();
-            detail::wait(-1, 0, until);
+            detail::wait(signal, POLLIN, until);
             guard.lock();
+        } else if (!detail::stopped(until)) {
+            simulated_ = std::max(simulated_, until.at);
         }
-        simulated_ = std::max(simulated_, until);
+    }
+
+    /// As in a server's line: whoever is first has the key as soon as a release hands it on. A key that goes in any other
+    /// way is noticed by the looks of those who wait. Unknown: the time was up before it was our turn.
+    Answer stand_in_line(std::unique_lock<std::mutex>& guard, const Request& request, TimePoint arrival) {
+        wait(guard, {std::min(arrival, request.deadline.at), request.deadline.stop});
+        Waiter self{message(request, Verb::acquire, arrival)};
+        const Place place{line_, self};
+        const TimePoint ends = arrival + request.patience;
+        while (!self.answer && time() < request.deadline.at && !detail::stopped(request.deadline)) {
+            const Entry* holder = find(request.key, time());
+            if (holder == nullptr) hand_on(self.message.key, time());
+            if (self.answer || time() >= ends) break;
+            TimePoint next = std::min({ends, request.deadline.at, later(time(), request.recheck)});
+            if (holder != nullptr) next = std::min(next, holder->expiry);
+            if (!messages_.empty()) next = std::min(next, std::max(messages_.front().arrival, time()));
+            wait(guard, {next, request.deadline.stop}, self.turn.fd());
+            carry_out_until(time());
+        }
+        if (self.answer) return *self.answer;
+        if (time() < ends) return {Verdict::unknown};
+        self.message.arrival = time();
+        return queued(carry_out(self.message));
+    }
+
+    /// The first in line for the key is answered.
+    void hand_on(const std::string& key, TimePoint moment) {
+        const auto first =
+            std::find_if(line_.begin(), line_.end(), [&](const Waiter* waiter) { return waiter->message.key == key; });
+        if (first == line_.end()) return;
+        Waiter& waiter = **first;
+        line_.erase(first);
+        waiter.message.arrival = moment;
+        waiter.answer = queued(carry_out(waiter.message));
+        waiter.turn.set();
+    }
+
+    static Answer queued(Answer answer) {
+        answer.queued = true;
+        return answer;
+    }
+
+    static Message message(const Request& request, Verb verb, TimePoint arrival) {
+        return {arrival, verb, std::string{request.key}, request.token, request.ttl};
     }
 
     Fault next_fault() {
@@ -171,15 +243,15 @@ private:
 
     /// Carried out now as seen by the one who asks, whose clock stands still until then; what is late, when it is due.
     Answer deliver(const Request& request, Verb verb, TimePoint arrival) {
-        Message message{arrival, verb, std::string{request.key}, request.token, request.ttl};
+        Message sent = message(request, verb, arrival);
         carry_out_until(time());
-        if (arrival <= request.deadline && verb == request.verb) {
+        if (arrival <= request.deadline.at && verb == request.verb) {
             carry_out_until(arrival);
-            return carry_out(message);
+            return carry_out(sent);
         }
         const auto after = std::upper_bound(messages_.begin(), messages_.end(), arrival,
                                             [](TimePoint time, const Message& other) { return time < other.arrival; });
-        messages_.insert(after, std::move(message));
+        messages_.insert(after, std::move(sent));
         return {Verdict::unknown};
     }
 
@@ -210,8 +282,10 @@ private:
         if (message.verb == Verb::extend)
             entry->expiry = entry->expiry == TimePoint::max() ? message.arrival + message.ttl
                                                               : std::max(entry->expiry, message.arrival + message.ttl);
-        else
+        else {
             keys_.erase(keys_.find(message.key));
+            hand_on(message.key, message.arrival);
+        }
         return {Verdict::yes};
     }
 
@@ -226,6 +300,7 @@ private:
     TimePoint simulated_{std::chrono::hours{1}};
     std::map<std::string, Entry, std::less<>> keys_;
     std::deque<Message> messages_;
+    std::vector<Waiter*> line_; ///< in the order of arrival
     std::deque<Fault> faults_;
     Fault lasting_ = Fault::none;
     Millis delay_{0};

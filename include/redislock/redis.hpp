@@ -1,5 +1,4 @@
-/// One Redis server as a backend: sessions with it, kept in a pool. It knows nothing of leases, of waiting, or of trying
-/// again.
+/// One Redis server as a backend: sessions with it, kept in a pool. It knows nothing of leases, or of trying again.
 #pragma once
 
 #include "backend.hpp"
@@ -36,26 +35,38 @@ public:
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
-    void pause(TimePoint until) const noexcept { detail::wait(-1, 0, until); }
+    void pause(const Deadline& until) const noexcept { detail::wait(-1, 0, until); }
 
-    /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc.
+    /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its turn
+    /// has a connection to itself for as long, and now and then another one for a moment.
     Answer ask(const Request& request) {
-        std::unique_ptr<detail::Session> session = idle_session();
-        if (!session) {
-            session = std::make_unique<detail::Session>();
-            if (!session->open(endpoints_, address_, options_.client_name, request.deadline))
-                return {Verdict::no, session->failure()};
-        }
-        Answer answer = session->ask(request);
-        if (session->good())
-            keep(std::move(session));
-        else
-            forget_idle();
+        Answer answer = with_session(request.deadline, [&](detail::Session& session) {
+            return session.ask(request, [&](const Request& question) {
+                return with_session(question.deadline,
+                                    [&](detail::Session& other) { return other.announce(question); });
+            });
+        });
         if (!answer.why.detail.empty()) answer.why.detail.insert(0, address_.text() + ": ");
         return answer;
     }
 
 private:
+    template <class Use>
+    Answer with_session(const Deadline& deadline, Use use) {
+        std::unique_ptr<detail::Session> session = idle_session();
+        if (!session) {
+            session = std::make_unique<detail::Session>();
+            if (!session->open(endpoints_, address_, options_.client_name, deadline))
+                return {Verdict::no, session->failure()};
+        }
+        Answer answer = use(*session);
+        if (session->good())
+            keep(std::move(session));
+        else if (!detail::stopped(deadline))
+            forget_idle();
+        return answer;
+    }
+
     static RedisOptions checked(RedisOptions options) {
         for (const char c : options.client_name)
             if (c <= ' ' || c >= 127)

@@ -6,12 +6,14 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <stop_token>
 
 #if defined(_WIN32)
 #error "redislock needs a POSIX system; Windows is not supported"
@@ -32,20 +34,63 @@ inline TimePoint now() noexcept {
     return TimePoint{std::chrono::seconds{time.tv_sec} + std::chrono::nanoseconds{time.tv_nsec}};
 }
 
-/// Blocks until `fd` is ready for `events` (then true) or the deadline has passed. Signals don't shorten or prolong it.
-/// An fd of -1 is never ready. Readiness is looked for at least once, however late it is.
-inline bool wait(int fd, short events, TimePoint deadline) noexcept {
+/// Blocks until `fd` is ready for `events` (then true) or the deadline has passed, or was stopped. Signals don't shorten or
+/// prolong it. An fd of -1 is never ready. Readiness is looked for at least once, however late it is.
+inline bool wait(int fd, short events, const Deadline& deadline) noexcept {
     constexpr Millis longest{60'000};
     for (;;) {
         const TimePoint time = now();
-        const auto left = time < deadline ? std::chrono::ceil<Millis>(deadline - time) : Millis::zero();
-        pollfd entry{fd, events, 0};
-        const int ready = ::poll(&entry, 1, static_cast<int>(std::min(left, longest).count()));
-        if (ready > 0) return true;
+        const auto left = time < deadline.at ? std::chrono::ceil<Millis>(deadline.at - time) : Millis::zero();
+        pollfd entries[] = {{fd, events, 0}, {deadline.stop, POLLIN, 0}};
+        const int ready = ::poll(entries, 2, static_cast<int>(std::min(left, longest).count()));
+        if (ready > 0) return entries[0].revents != 0;
         if (ready < 0 && errno != EINTR && errno != EAGAIN) return false;
         if (left == Millis::zero()) return false;
     }
 }
+
+inline bool readable(int fd) noexcept { return wait(fd, POLLIN, TimePoint{}); }
+inline bool stopped(const Deadline& deadline) noexcept { return deadline.stop != -1 && readable(deadline.stop); }
+
+inline bool over(const Deadline& deadline) noexcept { return now() >= deadline.at || stopped(deadline); }
+
+/// A descriptor that can be read as soon as it is raised, from any thread. Throws std::system_error if there is none.
+class Signal {
+public:
+    Signal() : fd_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {
+        if (fd_ < 0) raise({{errno, std::generic_category()}, "no descriptor to be woken by"});
+    }
+    Signal(const Signal&) = delete;
+    Signal& operator=(const Signal&) = delete;
+    ~Signal() { ::close(fd_); }
+
+    int fd() const noexcept { return fd_; }
+    void set() const noexcept { ::eventfd_write(fd_, 1); }
+
+private:
+    int fd_;
+};
+
+/// A stop_token as something to wait for. One that can't be stopped costs nothing.
+class StopSignal {
+public:
+    explicit StopSignal(const std::stop_token& token) {
+        if (!token.stop_possible()) return;
+        signal_.emplace();
+        callback_.emplace(token, Set{*signal_});
+    }
+
+    int fd() const noexcept { return signal_ ? signal_->fd() : -1; }
+
+private:
+    struct Set {
+        const Signal& signal;
+        void operator()() const noexcept { signal.set(); }
+    };
+
+    std::optional<Signal> signal_;
+    std::optional<std::stop_callback<Set>> callback_;
+};
 
 /// A number that changes in a forked child: what remembers another one belongs to the parent.
 inline unsigned generation() noexcept {

@@ -1,35 +1,10 @@
-/// One connection that speaks of locks: the scripts, how each question is put, and what the server's replies mean. It knows
-/// nothing of leases, of other connections, or of trying again.
+/// One connection that speaks of locks: how each question is put, how a turn is waited for, and what the server's replies
+/// mean. It knows nothing of leases, of the pool, or of trying again.
 #pragma once
 
-#include "connection.hpp"
+#include "scripts.hpp"
 
 namespace redislock::detail {
-
-/// KEYS[1] the lock's key, ARGV[1] the token.
-/// Returns 1: it was ours and is deleted; 0: it is another's; -1: there is none.
-inline constexpr std::string_view release_script = R"lua(local holder = redis.call('GET', KEYS[1])
-if holder == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return holder and 0 or -1
-)lua";
-
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms.
-/// Returns 1: it is ours, and lives for that long or longer; 0: it is another's; -1: there is none.
-inline constexpr std::string_view extend_script = R"lua(local holder = redis.call('GET', KEYS[1])
-if holder ~= ARGV[1] then
-  return holder and 0 or -1
-end
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-end
-return 1
-)lua";
-
-/// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
-inline constexpr std::string_view release_sha = "12e42f4b65c0cc77c56a259d6a519f37202e29da";
-inline constexpr std::string_view extend_sha = "0c8369d15cf0e3be0a5b56371717efbacfbd4546";
 
 /// What a server's error reply means, by its first word. Servers before 7.0 wrap the errors of a script's commands, so
 /// the word is also looked for inside.
@@ -73,50 +48,13 @@ inline Errc meaning(std::string_view error) noexcept {
     return Errc::server_error;
 }
 
-/// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
-class PreparedCommand {
-public:
-    std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
-        if (bytes_.empty() || key_ != request.key || ttl_ != request.ttl) {
-            bytes_ = format(request);
-            key_ = request.key;
-            ttl_ = request.ttl;
-            token_at_ = bytes_.rfind(request.token.hex());
-        }
-        request.token.hex().copy(bytes_.data() + token_at_, Token::digits);
-        return bytes_;
-    }
-
-private:
-    std::string bytes_;
-    std::string key_;
-    Millis ttl_{};
-    std::size_t token_at_ = 0;
-};
-
-inline std::string set_command(const Request& r) {
-    return formatted({"SET", r.key, r.token.hex(), "NX", "PX", std::to_string(r.ttl.count())});
-}
-inline std::string extend_by_sha(const Request& r) {
-    return formatted({"EVALSHA", extend_sha, "1", r.key, r.token.hex(), std::to_string(r.ttl.count())});
-}
-inline std::string extend_by_body(const Request& r) {
-    return formatted({"EVAL", extend_script, "1", r.key, r.token.hex(), std::to_string(r.ttl.count())});
-}
-inline std::string release_by_sha(const Request& r) {
-    return formatted({"EVALSHA", release_sha, "1", r.key, r.token.hex()});
-}
-inline std::string release_by_body(const Request& r) {
-    return formatted({"EVAL", release_script, "1", r.key, r.token.hex()});
-}
-
 /// A connection that has introduced itself, and speaks in a lock's verbs.
 class Session {
 public:
     /// AUTH, SELECT and CLIENT SETNAME, as far as they are needed, travel in one write. Nothing else is sent before we know
     /// who we are and where; the name is a courtesy, whose reply is skipped, for a server may forbid it.
     bool open(const std::vector<Endpoint>& endpoints, const Address& address, const std::string& client_name,
-              TimePoint deadline) {
+              const Deadline& deadline) {
         std::string greeting;
         const bool auth = !address.password.empty(), select = address.db != 0, name = !client_name.empty();
         if (auth)
@@ -131,14 +69,28 @@ public:
         return true;
     }
 
-    Answer ask(const Request& request) {
+    /// While an acquire waits for its turn, this connection is blocked: `look` makes an announcement, as announce() does,
+    /// over another one.
+    template <class Look>
+    Answer ask(const Request& request, Look look) {
         switch (request.verb) {
-        case Verb::acquire: return request.patience > Millis::zero() ? acquire_or_look(request) : acquire(request);
-        case Verb::extend: return run(request, extend_(request, extend_by_sha), extend_by_body);
-        default:
-            return request.wants_answer ? run(request, release_(request, release_by_sha), release_by_body)
-                                        : release_unanswered(request);
+        case Verb::acquire:
+            if (request.patience <= Millis::zero()) return acquire(request);
+            if (line_ == Line::forbidden || request.patience < shortest_block) return acquire_or_look(request);
+            return stand_in_line(request, look);
+        case Verb::extend: return settle(request, extend_(request, extend_by_sha), extend_by_body, {});
+        default: // a release whose script must be known even if nobody hears of it
+            return request.wants_answer
+                       ? settle(request, release_(request, release_by_sha), release_by_body, undo(request))
+                       : release_unanswered(request);
         }
+    }
+
+    /// Tells the releases to come, for a moment, that somebody waits. Busy, with the holder's remaining time: none
+    /// if the key is free and the turn given to the first in line. All else is why that's not possible.
+    Answer announce(const Request& request) {
+        return run(request, announce_by_sha(request), announce_by_body, {},
+                   [this](const Reply& reply) { return announced(reply); });
     }
 
     bool reusable() { return connection_.reusable(); }
@@ -162,16 +114,88 @@ private:
         Answer answer = acquired(request, last_words);
         const Reply* left = good() ? connection_.read(request.deadline) : nullptr;
         const bool known = left != nullptr && left->type == REDIS_REPLY_INTEGER;
-        const Millis milliseconds{known ? left->integer : 0};
+        if (known && answer.why.code == Errc::busy) answer = busy_for(left->integer);
         const Reply* type = good() ? connection_.read(request.deadline) : nullptr;
-        if (answer.why.code != Errc::busy) return answer;
-        if (type != nullptr && type->type == REDIS_REPLY_STATUS && type->text != "string" && type->text != "none")
+        if (answer.is_busy() && type != nullptr && type->type == REDIS_REPLY_STATUS && type->text != "string" &&
+            type->text != "none")
             answer.why = {Errc::wrong_type, "the key holds a " + type->text};
-        else if (known && milliseconds == Millis{-1})
-            answer.why = {Errc::no_expiry, {}};
-        if (known && milliseconds != Millis{-1})
-            answer.holder_left = std::clamp(milliseconds, Millis::zero(), Millis{Options::longest_ttl});
         return answer;
+    }
+
+    /// The acquire of one who has found the key held: announce, block on the hand-off list, and SET, which the server carries
+    /// out as soon as the block ends. They travel in one write once the server is known to permit them.
+    ///
+    /// A release ends the block by giving us the turn. For a lease that expires, or that a foreign client releases, nobody
+    /// does: hence the looks. They are made over another connection, so that this one keeps its place in the line; and a
+    /// server that does not answer them is not waited for.
+    template <class Look>
+    Answer stand_in_line(const Request& request, Look look) {
+        const std::string block = block_command(request).append(acquire_(request, set_command));
+        const std::string_view last_words = undo(request);
+        const Deadline end = within(request, request.patience);
+        Answer seen;
+        if (line_ == Line::untried) {
+            seen = announce(request);
+            if (!seen.is_busy()) return good() ? line_refused(request, seen) : Answer{Verdict::no, seen.why};
+            if (!connection_.write(block, request.deadline)) return not_sent();
+        } else {
+            if (!connection_.write(announce_by_sha(request) + block, request.deadline)) return not_sent();
+            const Reply* reply = connection_.read(request.deadline, last_words);
+            if (reply == nullptr) return unanswered();
+            if (is_noscript(*reply))
+                seen = {Verdict::no, {Errc::busy, {}}, Millis::zero()}; // a look that is due at once will mend it
+            else
+                seen = reply->is_error() ? refused(request, *reply) : announced(*reply);
+        }
+        while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
+            Request question = request;
+            question.deadline = within(request, request.recheck);
+            Answer latest = look(question);
+            if (latest.why.code != Errc::max_clients) seen = std::move(latest); // else there is this connection yet
+        }
+        // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
+        const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
+        if (nudged) connection_.write(formatted({"PTTL", request.key}), request.deadline);
+        const Reply* turn = connection_.read(seen.is_busy() ? request.deadline : TimePoint{}, last_words);
+        if (turn == nullptr) return seen.is_busy() ? unanswered() : Answer{Verdict::unknown, seen.why};
+        const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
+        line_ = blocked ? Line::permitted : Line::forbidden;
+        Answer answer = acquired(request, last_words);
+        if (nudged) connection_.owe_reply();
+        answer.queued = blocked;
+        if (answer.why.code == Errc::busy) {
+            answer.why = seen.why;
+            answer.holder_left = seen.holder_left;
+        }
+        return answer;
+    }
+
+    /// When the lease that was seen will have ended, and every now and then.
+    static Deadline next_look(const Answer& seen, Millis recheck, const Deadline& end) {
+        const Millis after = std::min(recheck, seen.holder_left.value_or(recheck) + Millis{1});
+        return {std::min(end.at, later(now(), after)), end.stop};
+    }
+
+    static Deadline within(const Request& request, Millis span) {
+        return {std::min(request.deadline.at, later(now(), span)), request.deadline.stop};
+    }
+
+    /// To those who may not stand in line a busy key is told like to those who don't want to.
+    Answer line_refused(const Request& request, const Answer& seen) {
+        if (!seen.is_trouble() && seen.why.code != Errc::out_of_memory) line_ = Line::forbidden;
+        return acquire_or_look(request);
+    }
+
+    Answer announced(const Reply& reply) {
+        if (reply.type == REDIS_REPLY_STATUS) return {Verdict::no, {Errc::wrong_type, "the key holds a " + reply.text}};
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2) return not_understood();
+        return busy_for(reply.integer);
+    }
+
+    /// `pttl` is what PTTL says: -1 without an expiry, -2 gone by now.
+    static Answer busy_for(long long pttl) {
+        if (pttl == -1) return {Verdict::no, {Errc::no_expiry, {}}};
+        return {Verdict::no, {Errc::busy, {}}, std::clamp(Millis{pttl}, Millis::zero(), Millis{Options::longest_ttl})};
     }
 
     Answer acquired(const Request& request, std::string_view last_words) {
@@ -182,24 +206,33 @@ private:
         return reply->is_error() ? refused(request, *reply) : not_understood();
     }
 
-    Answer run(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&)) {
+    /// A script is called by its name, and sent in full where the server does not know it.
+    template <class Meaning>
+    Answer run(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
+               std::string_view last_words, Meaning meaning) {
         if (!connection_.write(by_sha, request.deadline)) return not_sent();
-        const bool releasing = request.verb == Verb::release; // whose script must be known even if nobody hears of it
-        const Reply* reply = connection_.read(request.deadline, releasing ? undo(request) : std::string_view{});
-        if (reply != nullptr && reply->is_error() && reply->text.starts_with("NOSCRIPT")) {
+        const Reply* reply = connection_.read(request.deadline, last_words);
+        if (reply != nullptr && is_noscript(*reply)) {
             if (!connection_.write(by_body(request), request.deadline)) return not_sent();
             reply = connection_.read(request.deadline);
         }
         if (reply == nullptr) return unanswered();
-        if (reply->is_error()) {
-            Answer answer = refused(request, *reply);
-            if (answer.why.code == Errc::wrong_type) answer.why.code = Errc::stolen;
-            return answer;
-        }
-        if (reply->type != REDIS_REPLY_INTEGER || reply->integer < -1 || reply->integer > 1) return not_understood();
-        if (reply->integer == 1) return {Verdict::yes};
-        return {Verdict::no, {reply->integer == 0 ? Errc::stolen : Errc::expired, {}}};
+        return reply->is_error() ? refused(request, *reply) : meaning(*reply);
     }
+
+    /// Extends or releases.
+    Answer settle(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
+                  std::string_view last_words) {
+        Answer answer = run(request, by_sha, by_body, last_words, [this](const Reply& reply) -> Answer {
+            if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -1 || reply.integer > 1) return not_understood();
+            if (reply.integer == 1) return {Verdict::yes};
+            return {Verdict::no, {reply.integer == 0 ? Errc::stolen : Errc::expired, {}}};
+        });
+        if (answer.why.code == Errc::wrong_type) answer.why.code = Errc::stolen;
+        return answer;
+    }
+
+    static bool is_noscript(const Reply& reply) { return reply.is_error() && reply.text.starts_with("NOSCRIPT"); }
 
     /// By the script's body, since nobody would be there to send it after a NOSCRIPT.
     Answer release_unanswered(const Request& request) {
@@ -238,7 +271,7 @@ private:
     }
 
     /// Nothing of the error is repeated but its code: a server may echo the password.
-    bool authenticated(TimePoint deadline) {
+    bool authenticated(const Deadline& deadline) {
         const Reply* reply = connection_.read(deadline);
         if (reply == nullptr) return refuse(connection_.failure());
         if (!reply->is_error()) return true;
@@ -246,7 +279,7 @@ private:
         return refuse(answer.is_trouble() ? answer.why : Failure{Errc::auth_failed, {}});
     }
 
-    bool selected(TimePoint deadline) {
+    bool selected(const Deadline& deadline) {
         const Reply* reply = connection_.read(deadline);
         if (reply == nullptr) return refuse(connection_.failure());
         if (!reply->is_error()) return true;
@@ -260,8 +293,15 @@ private:
         return false;
     }
 
+    /// What is left for a block to be worth it: a few ms are lost to rounding.
+    static constexpr Millis shortest_block{5};
+
+    /// Whether this server lets this user wait for a turn.
+    enum class Line { untried, permitted, forbidden };
+
     Connection connection_;
     Failure failure_;
+    Line line_ = Line::untried;
     PreparedCommand acquire_, extend_, release_, unanswered_;
 };
 

@@ -37,6 +37,15 @@ constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> sp
     return start + std::chrono::ceil<TimePoint::duration>(std::max(span, std::chrono::duration<Rep, Period>::zero()));
 }
 
+/// When a wait is over: at a moment, or as soon as the descriptor `stop` can be read. A wait that is stopped ends like one
+/// whose time is up.
+struct Deadline {
+    constexpr Deadline(TimePoint moment, int stop_descriptor = -1) noexcept : at{moment}, stop{stop_descriptor} {}
+
+    TimePoint at;
+    int stop; ///< -1: there is none
+};
+
 /// The proof of ownership: 128 random bits, as 32 hexadecimal digits, fresh for every attempt to acquire.
 /// It converts neither from nor to a string, so that it can't be passed where a key belongs; from_hex() and hex() are
 /// for handing a lease to another process. A default-constructed token is nil and proves nothing.
@@ -90,9 +99,15 @@ struct Request {
     Verb verb;
     std::string_view key;
     const Token& token;
-    Millis ttl;         ///< of the lease
-    TimePoint deadline; ///< when we stop waiting for the answer, on the backend's clock
-    Millis patience{0}; ///< acquire: how long it may wait for the holder; above zero, a no says what time he has left
+    Millis ttl;        ///< of the lease
+    Deadline deadline; ///< when we stop waiting for the answer, on the backend's clock
+
+    /// Acquire: how long it may be kept waiting for its turn before the answer is no. Above zero, a no says what time the
+    /// holder has left.
+    Millis patience{0};
+
+    /// Acquire: while it's waiting, how often to look whether the key is still held, and the place still there.
+    Millis recheck{500};
 
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
@@ -105,6 +120,7 @@ struct Answer {
     Verdict verdict;
     Failure why{};
     std::optional<Millis> holder_left{}; ///< busy only: the holder's remaining time, where it is known
+    bool queued = false; ///< acquire: it stood in line for its turn, so that to ask again at once is right
 
     /// The key is held, by whatever it may be.
     bool is_busy() const noexcept {
@@ -157,7 +173,8 @@ struct Options {
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
 
-    /// The longest pause between two attempts while waiting, 1 ms to 1 h. Pauses are random, to scatter the waiters.
+    /// Where a waiter can't stand in line for its turn, it asks again and again: the longest pause between two attempts,
+    /// 1 ms to 1 h. Pauses are random, to scatter the waiters.
     Millis longest_pause{50};
 
     /// False: the destructor writes the release and does not wait for its answer. Faster; but if the server or the
@@ -173,6 +190,9 @@ struct Options {
     /// What can be relied upon of a lease of `ttl`.
     Millis usable() const noexcept { return ttl - allowance(ttl); }
     Millis answers_within() const noexcept { return answer_timeout.value_or(std::min(usable() / 3, Millis{1'000})); }
+
+    /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out.
+    Millis recheck() const noexcept { return std::max(answers_within() / 2, Millis{1}); }
 };
 
 namespace detail {

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <stdexcept>
@@ -108,6 +109,21 @@ public:
     std::string text(const std::vector<std::string>& words) {
         const Reply reply = command(words);
         return reply->str != nullptr ? std::string{reply->str, static_cast<std::size_t>(reply->len)} : std::string{};
+    }
+
+    /// Of INFO: the number behind `name`, or 0 if it isn't there.
+    long long statistic(const std::string& section, const std::string& name) {
+        const std::string all = text({"INFO", section});
+        const auto at = all.find(name);
+        return at == all.npos ? 0 : std::stoll(all.substr(at + name.size()));
+    }
+    long long blocked_clients() { return statistic("clients", "blocked_clients:"); }
+
+    /// Whether all keys go within that time.
+    bool is_empty_within(std::chrono::milliseconds limit) {
+        for (const auto end = std::chrono::steady_clock::now() + limit; std::chrono::steady_clock::now() < end;)
+            if (integer({"DBSIZE"}) == 0) return true;
+        return false;
     }
 
 private:

@@ -1,0 +1,484 @@
+// Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is left.
+// A waiter looks for himself every half answer time-out. Where that is 10 s, whoever is quick was woken.
+#include "catch.hpp"
+#include "redis_server.hpp"
+#include "troubles.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <atomic>
+#include <deque>
+#include <thread>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+using test::failure;
+
+namespace {
+
+constexpr Options looks_seldom{.ttl = 60s, .answer_timeout = 20s};
+constexpr Options looks_often{.ttl = 60s, .answer_timeout = 400ms};
+constexpr auto quick = 5s; // on a machine that is busy with other tests
+
+const std::string announcement = "{k}:redislock:waiting", hand_off_list = "{k}:redislock:turn";
+
+long long calls(test::RedisServer& server, const std::string& command) {
+    return server.statistic("commandstats", "cmdstat_" + command + ":calls=");
+}
+
+/// All that is left goes by itself, within a ttl, and the lock's own key is gone.
+bool leaves_nothing(test::RedisServer& server) {
+    const test::Reply keys = server.command({"KEYS", "*"});
+    for (std::size_t i = 0; i < keys->elements; ++i) {
+        const std::string key{keys->element[i]->str, keys->element[i]->len};
+        const long long left = server.integer({"PTTL", key});
+        if (key == "k" || left == -1 || left > 60'000) return false;
+    }
+    return true;
+}
+
+void wait_until(const std::function<bool()>& condition) {
+    for (const TimePoint limit = now() + 30s; !condition();) REQUIRE(now() < limit);
+}
+
+/// Threads that wait for the lock "k", in the order in which they were added, and note in which order they got it.
+class Waiters {
+public:
+    Waiters(test::RedisServer& server, Redis& redis, const Options& options)
+        : server_{server}, redis_{redis}, options_{options} {}
+    ~Waiters() { join(); }
+
+    /// Returns when he stands in line.
+    void add(int count = 1) {
+        for (int i = 0; i < count; ++i) {
+            const long long before = server_.blocked_clients();
+            start();
+            wait_until([&] { return server_.blocked_clients() > before; });
+        }
+    }
+    void start() {
+        threads_.emplace_back([this, name = static_cast<int>(threads_.size())] {
+            const Failure trouble = failure([&] {
+                RedisLock lock{redis_, "k", options_};
+                order_.push_back(name); // guarded by what is tested
+            });
+            if (trouble) ++failures;
+        });
+    }
+    void join() {
+        for (std::thread& thread : threads_)
+            if (thread.joinable()) thread.join();
+    }
+    const std::vector<int>& order() const { return order_; }
+
+    std::atomic<int> failures{0};
+
+private:
+    test::RedisServer& server_;
+    Redis& redis_;
+    Options options_;
+    std::vector<int> order_;
+    std::deque<std::thread> threads_;
+};
+
+} // namespace
+
+TEST_CASE("waiters get the lock in the order of their arrival, each woken by the one before", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock holder{redis, "k", looks_seldom};
+    Waiters waiters{server, redis, looks_seldom};
+    waiters.add(8);
+    const TimePoint start = now();
+    SECTION("when the holder unlocks") { CHECK(holder.unlock() == Unlocked::confirmed); }
+    SECTION("when the holder's destructor does not wait for the answer") {
+        holder.unlock();
+        const RedisLock hasty{redis, "k", {.ttl = 60s, .confirm_release = false}};
+    }
+    waiters.join();
+    CHECK(now() < start + quick);
+    CHECK(waiters.order() == std::vector{0, 1, 2, 3, 4, 5, 6, 7});
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a turn costs five commands, and no look", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    for (int round = 0; round < 2; ++round) { // at first the server does not know the scripts yet
+        server.command({"FLUSHALL"});
+        server.command({"CONFIG", "RESETSTAT"});
+        RedisLock holder{redis, "k", looks_seldom};
+        Waiters waiters{server, redis, looks_seldom};
+        waiters.add(3);
+        holder.unlock();
+        waiters.join();
+    }
+    CHECK(calls(server, "blpop") == 3);
+    CHECK(calls(server, "evalsha") == 3 + 4);     // announcements and releases
+    CHECK(calls(server, "set") == 4 + 3 + 1 + 4); // first tries, second ones, and the scripts' own
+    CHECK(calls(server, "eval") == 0);
+}
+
+TEST_CASE("a release between the first try and the wait is not missed", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    const Token token = redis.fresh();
+    const auto ask = [&](Millis patience) {
+        return redis.ask({Verb::acquire, "k", token, 10s, later(now(), 30s), patience, 20s});
+    };
+    RedisLock holder{redis, "k", 60s};
+    CHECK(ask(0ms).is_busy());
+    const TimePoint start = now();
+    SECTION("nor is one before the announcement") { holder.unlock(); }
+    SECTION("nor one between the announcement and the block") {
+        server.command(
+            {"EVAL", std::string{detail::announce_script}, "1", "k", "20000", announcement, hand_off_list, "given"});
+        holder.unlock();
+        CHECK(server.integer({"LLEN", hand_off_list}) == 1);
+    }
+    const Answer answer = ask(20s);
+    CHECK((answer.verdict == Verdict::yes && answer.queued));
+    CHECK(now() < start + quick);
+}
+
+TEST_CASE("a turn that nobody takes is one, goes by itself, and wakes one waiter at most", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    {
+        RedisLock holder{redis, "k", looks_seldom};
+        RedisLock gives_up{redis, "k", looks_seldom, std::defer_lock};
+        CHECK_FALSE(gives_up.try_lock_for(20ms));
+    }
+    for (int i = 0; i < 10; ++i) RedisLock lock{redis, "k", looks_seldom};
+    CHECK(server.integer({"LLEN", hand_off_list}) == 1);
+    CHECK(server.integer({"PTTL", hand_off_list}) > 0);
+    CHECK(server.integer({"PTTL", hand_off_list}) <= 20'000);
+    CHECK(leaves_nothing(server));
+
+    RedisLock holder{redis, "k", looks_seldom};
+    server.command({"CONFIG", "RESETSTAT"});
+    Waiters waiters{server, redis, looks_seldom};
+    waiters.add(5);
+    CHECK(calls(server, "blpop") == 6);
+    CHECK(server.integer({"EXISTS", hand_off_list}) == 0);
+    holder.unlock();
+}
+
+TEST_CASE("a lease that expires is followed by the first waiter, though nobody hands it on", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock dead{redis, "k", {.ttl = 600ms, .answer_timeout = 500ms}};
+    Waiters waiters{server, redis, looks_seldom};
+    waiters.add(4);
+    const TimePoint end = now() + dead.remaining();
+    waiters.join();
+    CHECK(now() > end);
+    CHECK(now() < end + quick);
+    CHECK(waiters.order() == std::vector{0, 1, 2, 3});
+    CHECK_FALSE(dead.owns_lock());
+}
+
+TEST_CASE("a client that knows no waiters delays them by no more than their next look", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    server.command({"SET", "k", "by hand", "NX", "PX", "60000"});
+    Waiters waiters{server, redis, looks_often};
+    waiters.add(4);
+    const TimePoint start = now();
+    SECTION("when it deletes the key") { server.command({"DEL", "k"}); }
+    SECTION("when it shortens the key's life") { server.command({"PEXPIRE", "k", "10"}); }
+    SECTION("when it flushes the whole database") { server.command({"FLUSHALL"}); }
+    waiters.join();
+    CHECK(now() < start + quick);
+    CHECK(waiters.order() == std::vector{0, 1, 2, 3});
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("whatever befalls the server, of 32 waiters none is lost, and nothing is left", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.tcp_uri()};
+    const Options options{.ttl = 60s, .answer_timeout = 5s}; // to ride out a restart
+    auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", options);
+    Waiters waiters{server, redis, options};
+    waiters.add(32);
+    const TimePoint start = now();
+    SECTION("SCRIPT FLUSH") { server.command({"SCRIPT", "FLUSH"}); }
+    SECTION("CLIENT KILL of every client") { server.command({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"}); }
+    SECTION("CLIENT UNBLOCK of every client") {
+        for (long long id = 1; id < 200; ++id)
+            server.command({"CLIENT", "UNBLOCK", std::to_string(id), id % 2 == 0 ? "ERROR" : "TIMEOUT"});
+    }
+    SECTION("FLUSHALL") { server.command({"FLUSHALL"}); }
+    SECTION("a restart") {
+        server.kill();
+        server.start();
+    }
+    SECTION("a stop for a while") {
+        server.stop();
+        detail::wait(-1, 0, now() + 3s); // beyond a look
+        server.go_on();
+    }
+    holder.reset();
+    waiters.join();
+    CHECK(waiters.failures == 0);
+    CHECK(waiters.order().size() == 32);
+    CHECK(now() < start + 30s);
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a user who may not stand in line polls, and his releases are as good", "[redis][waiting]") {
+    test::RedisServer server;
+    const char* rights;
+    SECTION("without blocking commands") { rights = "~* +@all -@blocking"; }
+    SECTION("with access to the lock's key alone") { rights = "~k +@all"; }
+    SECTION("with a lock's commands alone") { rights = "~* +set +get +del +pttl +pexpire +eval +evalsha"; }
+    std::vector<std::string> rule{"ACL", "SETUSER", "poor", "on", ">p"};
+    std::istringstream words{rights};
+    for (std::string word; words >> word;) rule.push_back(word);
+    server.command(rule);
+    Redis poor{"unix://poor:p@" + server.socket_path()}, redis{server.unix_uri()};
+    const Options options{.ttl = 60s, .answer_timeout = 1s, .longest_pause = 20ms};
+    for (const bool confirm : {true, false}) {
+        auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", options);
+        RedisLock waiter{poor, "k", {.ttl = 60s, .answer_timeout = 1s, .confirm_release = confirm}, std::defer_lock};
+        CHECK_FALSE(waiter.try_lock_for(50ms));
+        CHECK(server.blocked_clients() == 0);
+        std::thread other{[&] { waiter.lock(); }};
+        holder.reset();
+        other.join();
+        CHECK(waiter.owns_lock());
+        Waiters waiters{server, redis, options};
+        waiters.add();
+        waiter =
+            RedisLock{poor, "k", options, std::defer_lock}; // destroys it: the next is woken, or finds out by a look
+        waiters.join();
+        CHECK(waiters.failures == 0);
+    }
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a waiter whom something else keeps from the line polls for as long", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", looks_seldom);
+    SECTION("a companion of another type") {
+        server.command({"SET", hand_off_list, "somebody else's"});
+        server.command({"HSET", announcement, "somebody", "else"});
+    }
+    SECTION("a list of another type") { server.command({"SET", hand_off_list, "somebody else's"}); }
+    RedisLock waiter{redis, "k", looks_seldom, std::defer_lock};
+    CHECK_FALSE(waiter.try_lock_for(50ms));
+    holder.reset();
+    const TimePoint start = now();
+    CHECK(waiter.try_lock_for(20s));
+    CHECK(now() < start + quick);
+    CHECK(waiter.unlock() == Unlocked::confirmed);
+}
+
+TEST_CASE("a server with no room for another connection keeps its waiters", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri(), {.idle_connections = 0}};
+    RedisLock holder{redis, "k", 60s};
+    Waiters waiters{server, redis, looks_often};
+    waiters.add(2);
+    server.command({"CONFIG", "SET", "maxclients", "3"}); // they and we
+    detail::wait(-1, 0, now() + 1s);                      // for several looks
+    CHECK(waiters.failures == 0);
+    CHECK(server.blocked_clients() == 2);
+    server.command({"CONFIG", "SET", "maxclients", "100"});
+    holder.unlock();
+    waiters.join();
+    CHECK(waiters.order() == std::vector{0, 1});
+}
+
+TEST_CASE("a lease that was waited for is as good as new", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock holder{redis, "k", 60s};
+    for (const Millis ttl : {1000ms, 4000ms}) { // shorter than the wait, and longer
+        std::thread waits{[&] {
+            RedisLock waiter{redis, "k", ttl};
+            const Millis servers{server.integer({"PTTL", "k"})};
+            CHECK(waiter.remaining() > ttl / 2);
+            CHECK(waiter.remaining() <= servers);
+        }};
+        wait_until([&] { return server.blocked_clients() == 1; });
+        detail::wait(-1, 0, now() + 2s);
+        holder.unlock();
+        waits.join();
+        holder.lock();
+    }
+}
+
+TEST_CASE("a wait on a server that falls silent ends with an error, or in its time", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock holder{redis, "k", 60s}, waiter{redis, "k", looks_often, std::defer_lock};
+    const auto stop_once_blocked = [&] {
+        return std::thread{[&] {
+            wait_until([&] { return server.blocked_clients() == 1; });
+            server.stop();
+        }};
+    };
+    std::thread stops = stop_once_blocked();
+    const TimePoint start = now();
+    CHECK(failure([&] { waiter.lock(); }).code == Errc::timed_out);
+    CHECK(now() < start + quick);
+    stops.join();
+    server.go_on();
+    wait_until([&] { return server.blocked_clients() == 0; });
+    stops = stop_once_blocked();
+    CHECK_FALSE(waiter.try_lock_for(300ms)); // as far as it knows
+    stops.join();
+    server.go_on();
+    CHECK(holder.unlock() == Unlocked::confirmed);
+    CHECK(waiter.try_lock_for(quick)); // and not for its own ghost
+    CHECK(waiter.unlock() == Unlocked::confirmed);
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a wait ends when a stop is requested, and what it may still be granted is undone", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", looks_seldom);
+    RedisLock waiter{redis, "k", looks_seldom, std::defer_lock};
+    std::stop_source stop;
+    SECTION("before it began") {
+        stop.request_stop();
+        CHECK_FALSE(waiter.lock(stop.get_token()));
+        CHECK_FALSE(waiter.try_lock_for(1h, stop.get_token()));
+        CHECK_FALSE(waiter.try_lock_until(std::chrono::steady_clock::now() + 1h, stop.get_token()));
+        CHECK(waiter.try_lock_for(0s) == false);
+    }
+    SECTION("while it stands in line") {
+        std::thread stops{[&] {
+            wait_until([&] { return server.blocked_clients() == 1; });
+            stop.request_stop();
+        }};
+        const TimePoint start = now();
+        CHECK_FALSE(waiter.lock(stop.get_token()));
+        CHECK(now() < start + quick);
+        stops.join();
+    }
+    SECTION("while the server is silent") {
+        std::thread stops{[&] {
+            wait_until([&] { return server.blocked_clients() == 1; });
+            server.stop();
+            stop.request_stop();
+        }};
+        const TimePoint start = now();
+        CHECK_FALSE(waiter.try_lock_until(std::chrono::steady_clock::now() + 1h, stop.get_token()));
+        CHECK(now() < start + quick);
+        stops.join();
+        server.go_on();
+    }
+    SECTION("while it polls") {
+        server.command({"ACL", "SETUSER", "default", "-@blocking"});
+        std::thread stops{[&] {
+            wait_until([&] { return calls(server, "pttl") > 3; });
+            stop.request_stop();
+        }};
+        RedisLock polling{redis, "k", {.ttl = 60s, .answer_timeout = 20s, .longest_pause = 1h}, std::defer_lock};
+        CHECK_FALSE(polling.lock(stop.get_token()));
+        stops.join();
+        server.command({"ACL", "SETUSER", "default", "+@all"});
+    }
+    CHECK_FALSE(waiter.owns_lock());
+    holder.reset();
+    RedisLock next{redis, "k", looks_seldom, std::defer_lock};
+    CHECK(next.try_lock_for(quick));
+    next.unlock();
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a stop ends a wait for a connection as well", "[redis][waiting]") {
+    const test::BlackHole hole;
+    Redis redis{hole.uri()};
+    RedisLock lock{redis, "k", looks_seldom, std::defer_lock};
+    std::stop_source stop;
+    std::atomic<bool> begun{false};
+    std::thread stops{[&] {
+        wait_until([&] { return begun.load(); });
+        stop.request_stop();
+    }};
+    begun = true;
+    const TimePoint start = now();
+    CHECK_FALSE(lock.lock(stop.get_token()));
+    CHECK(now() < start + quick);
+    stops.join();
+}
+
+TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the next one has it", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    int held = 0;
+    for (int round = 0; round < 200; ++round) {
+        RedisLock holder{redis, "k", looks_seldom}, waiter{redis, "k", looks_seldom, std::defer_lock};
+        std::stop_source stop;
+        std::atomic<int> ready{0};
+        bool got = false;
+        std::thread waits{[&] { got = waiter.lock(stop.get_token()); }};
+        wait_until([&] { return server.blocked_clients() == 1; });
+        std::thread stops{[&] {
+            for (++ready; ready < 2;) std::this_thread::yield();
+            stop.request_stop();
+        }};
+        for (++ready; ready < 2;) std::this_thread::yield();
+        holder.unlock();
+        stops.join();
+        waits.join();
+        REQUIRE(got == waiter.owns_lock());
+        held += got;
+        if (got) REQUIRE(waiter.unlock() == Unlocked::confirmed);
+        RedisLock next{redis, "k", looks_seldom, std::defer_lock};
+        REQUIRE(next.try_lock_for(quick));
+    }
+    CHECK(leaves_nothing(server));
+    INFO(held << " of 200 had it");
+    CHECK(held < 200);
+}
+
+TEST_CASE("the shortest leases are waited for as well", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    const Options shortest{.ttl = 10ms};
+    std::atomic<int> locked{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&] {
+            for (int round = 0; round < 20; ++round) {
+                RedisLock lock{redis, "k", shortest, std::defer_lock};
+                const Failure late = failure([&] { lock.lock(); });
+                if (!late) ++locked;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(locked > 0);
+    CHECK(server.is_empty_within(10s));
+}
+
+TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster serves them", "[redis][waiting]") {
+    test::RedisServer server{{"--cluster-enabled", "yes"}};
+    server.command({"CLUSTER", "ADDSLOTSRANGE", "0", "16383"});
+    wait_until([&] { return server.text({"CLUSTER", "INFO"}).find("cluster_state:ok") != std::string::npos; });
+    Redis redis{server.unix_uri()};
+    for (const std::string key : {"k", "{tag}k", "k{tag}:x", "{k", "a}b", "{}k", "}{", "{a{b}"}) {
+        const detail::Companions companions{key};
+        const auto slot = [&](const std::string& name) { return server.integer({"CLUSTER", "KEYSLOT", name}); };
+        CHECK(companions.waiting != companions.turn);
+        const bool hopeless = key.find('}') != key.npos && key.find("{tag}") == key.npos && key != "{a{b}";
+        INFO(key);
+        if (!hopeless) {
+            CHECK(slot(companions.waiting) == slot(key));
+            CHECK(slot(companions.turn) == slot(key));
+        }
+        RedisLock holder{redis, key, looks_seldom}, waiter{redis, key, looks_seldom, std::defer_lock};
+        CHECK_FALSE(waiter.try_lock_for(20ms));
+        std::thread waits{[&] { waiter.lock(); }};
+        if (!hopeless) wait_until([&] { return server.blocked_clients() == 1; });
+        holder.unlock();
+        waits.join();
+        CHECK(waiter.unlock() == Unlocked::confirmed);
+    }
+}
