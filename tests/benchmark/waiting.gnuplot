@@ -1,0 +1,31 @@
+# Draws the waiting times that benchmark_contended writes:
+#   benchmark_contended --waiters 32 --sections 1 --waits waits.tsv
+#   gnuplot -c tests/benchmark/waiting.gnuplot waits.tsv > .github/waiting.svg
+# A waiter that takes again what it has just released hasn't waited for anybody: such waits are left out.
+
+waits = ARG1
+wait = '($2 == 1 ? $1 : NaN)'
+# Rounded up to 1/40 of a decade, so that the file stays small.
+rounded(ms) = 10 ** (ceil(40 * log10(ms)) / 40.0)
+
+stats waits index 0 using @wait name 'handed' nooutput
+stats waits index 1 using @wait name 'polled' nooutput
+
+set terminal svg size 800,420 font 'sans-serif,15' background 'white'
+set title 'How long 32 waiters wait for a lock that each holds for 1 ms' font ',18'
+set ylabel 'share of waits that are over'
+set logscale x
+set xrange [0.5:10000]
+set xtics ('after 1 ms' 1, '10 ms' 10, '100 ms' 100, '1 s' 1000, '10 s' 10000)
+set yrange [0:1]
+set ytics ('0' 0, '25 %%' 0.25, '50 %%' 0.5, '75 %%' 0.75, 'all' 1)
+set border 3
+set tics nomirror
+set grid linecolor '#dddddd'
+unset key
+
+set label 'RedisLock' at handed_median / 1.3, 0.6 right textcolor '#0072b2' font ',17'
+set label 'RedisLock, polling' at polled_up_quartile * 1.3, 0.7 left textcolor '#d55e00' font ',17'
+
+plot waits index 0 using (rounded($1)):2 smooth cnormal with lines linewidth 3 linecolor '#0072b2', \
+     waits index 1 using (rounded($1)):2 smooth cnormal with lines linewidth 3 linecolor '#d55e00'
