@@ -139,6 +139,25 @@ TEST_CASE("on a server that says nothing, half, or nonsense, every call ends in 
     }
 }
 
+TEST_CASE("on a server that finds the key held and then falls silent, a wait ends in its time", "[redis][faults]") {
+    for (const bool polls : {false, true}) { // it lets us stand in line, or it does not
+        std::atomic<bool> held{false};
+        FakeServer fake{[&](Peer& peer, int) {
+            for (std::string command = peer.read(); !command.empty(); command = peer.read())
+                if (is(command, "SET\r\n") && !held.exchange(true))
+                    peer.send("$-1\r\n");
+                else if (polls && command.find(detail::announce_sha) != command.npos)
+                    peer.send("-NOPERM\r\n");
+        }};
+        Redis redis{fake.unix_uri(), {.client_name = ""}};
+        RedisLock lock{redis, "k", options, std::defer_lock};
+        const Failure waited = within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); });
+        CHECK(waited.code == Errc::timed_out);
+        CHECK_FALSE(within(20ms, [&] { return failure([&] { return lock.try_lock_for(20ms); }); }).code ==
+                    std::error_code{});
+    }
+}
+
 TEST_CASE("no server, a closed port, or an address that swallows everything: unreachable, in time", "[redis][faults]") {
     const test::BlackHole hole;
     for (const std::string& uri :

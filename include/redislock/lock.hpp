@@ -163,6 +163,8 @@ private:
         const std::string key;
         const Options options;
         Lease lease;
+        TimePoint::duration fastest = options.answers_within(); ///< of all answers so far
+        bool had_to_wait = false; ///< for the last grant: then it will be so again, as a rule
         unsigned generation = detail::generation();
     };
 
@@ -260,13 +262,13 @@ private:
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
-        TimePoint::duration fastest = answer_timeout;
         const auto last_question = [&](TimePoint now) {
-            return last_word - std::min((last_word - now) / 2, 2 * fastest + Millis{1});
+            return last_word - std::min((last_word - now) / 2, 2 * state.fastest + Millis{1});
         };
         for (Pace pace{state}; !stop.stop_requested();) {
             const TimePoint asked = state.backend.now();
-            const bool waits = busy && !trouble; // there is a holder to wait for, and a server that answers
+            // That there's a holder to wait for is known, or expected, and that the server answers.
+            const bool waits = (busy || (state.had_to_wait && give_up > started)) && !trouble;
             Millis patience{0};
             if (waits) patience = std::min(std::chrono::floor<Millis>(last_question(asked) - asked), longest_queue);
             const TimePoint in_full = later(asked, patience + answer_timeout);
@@ -281,7 +283,7 @@ private:
                 if (patience > Millis{0} || !busy) busy = answer; // a plain question tells less
                 trouble.reset();
                 trouble_ends = TimePoint::max();
-                if (!answer.queued) fastest = std::min(fastest, now - asked);
+                if (!answer.queued) state.fastest = std::min(state.fastest, now - asked);
             } else {
                 if (!answer.is_trouble()) fail(state, answer.why);
                 if (!trouble) trouble_ends = later(now, answer_timeout);
@@ -313,6 +315,7 @@ private:
         request.patience = patience;
         request.recheck = state.options.recheck();
         Answer answer = state.backend.ask(request);
+        state.had_to_wait = answer.queued && answer.holder_left != Millis::zero();
         const bool aged = state.backend.now() - asked > state.options.ttl / 10;
         if (answer.verdict == Verdict::yes && answer.queued && aged && !renewed(state, deadline))
             answer = {Verdict::no, {Errc::busy, {}}, {}, true};

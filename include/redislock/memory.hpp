@@ -74,7 +74,7 @@ public:
             wait(guard, {reply, request.deadline.stop});
             if (time() >= reply) return answer;
         }
-        wait(guard, request.deadline);
+        wait(guard, fault == Fault::none ? request.deadline : request.first_answer(time()));
         if (request.verb == Verb::acquire && fault != Fault::request_lost)
             deliver(request, Verb::release, std::max(arrival, time() + latency_ / 2));
         return {Verdict::unknown, {Errc::timed_out, {}}};

@@ -40,7 +40,7 @@ public:
     /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its turn
     /// has a connection to itself for as long, and now and then another one for a moment.
     Answer ask(const Request& request) {
-        Answer answer = with_session(request.deadline, [&](detail::Session& session) {
+        Answer answer = with_session(request.first_answer(now()), [&](detail::Session& session) {
             return session.ask(request, [&](const Request& question) {
                 return with_session(question.deadline,
                                     [&](detail::Session& other) { return other.announce(question); });
@@ -51,6 +51,7 @@ public:
     }
 
 private:
+    /// With one from the pool, or else a new one, if it's open by the deadline.
     template <class Use>
     Answer with_session(const Deadline& deadline, Use use) {
         std::unique_ptr<detail::Session> session = idle_session();

@@ -58,8 +58,8 @@ return 1
 )lua";
 
 /// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the companions.
-/// Announces a waiter; and if the key is free, so that no release is to come, it is the turn of the first, unless one was
-/// given already. Returns what PTTL says of the key, or its type if it is no string.
+/// Announces a waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL
+/// says of the key, or its type if it is no string; a key that is free, but somebody's turn already, is as good as held.
 inline constexpr std::string_view announce_script = R"lua(local announced = redis.call('PTTL', ARGV[2])
 if announced < 0 then
   redis.call('SET', ARGV[2], '', 'PX', ARGV[1])
@@ -68,13 +68,16 @@ elseif announced < tonumber(ARGV[1]) then
 end
 local left = redis.call('PTTL', KEYS[1])
 if left == -2 then
-  if redis.call('SET', ARGV[4], '', 'NX', 'PX', 20) then
-    if redis.call('RPUSH', ARGV[3], '') == 1 then
-      redis.call('PEXPIRE', ARGV[3], ARGV[1])
-    else
-      redis.call('LPOP', ARGV[3])
-    end
+  local given = redis.call('PTTL', ARGV[4])
+  if given > 0 then
+    return given
   end
+  if redis.call('RPUSH', ARGV[3], '') == 1 then
+    redis.call('PEXPIRE', ARGV[3], ARGV[1])
+  else
+    redis.call('LPOP', ARGV[3])
+  end
+  redis.call('SET', ARGV[4], '', 'PX', 20)
   return left
 end
 local kind = redis.pcall('TYPE', KEYS[1])
@@ -87,7 +90,7 @@ return left
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
 inline constexpr std::string_view extend_sha = "0c8369d15cf0e3be0a5b56371717efbacfbd4546";
-inline constexpr std::string_view announce_sha = "576ee6ffb00a0a17cb3faf9c1dd1057f0f375e76";
+inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
 
 /// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
 class PreparedCommand {

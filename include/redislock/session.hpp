@@ -76,8 +76,8 @@ public:
         switch (request.verb) {
         case Verb::acquire:
             if (request.patience <= Millis::zero()) return acquire(request);
-            if (line_ == Line::forbidden || request.patience < shortest_block) return acquire_or_look(request);
-            return stand_in_line(request, look);
+            if (line_ != Line::forbidden && request.patience >= shortest_block) return stand_in_line(request, look);
+            return acquire_or_look(in_time(request));
         case Verb::extend: return settle(request, extend_(request, extend_by_sha), extend_by_body, {});
         default: // a release whose script must be known even if nobody hears of it
             return request.wants_answer
@@ -133,14 +133,15 @@ private:
         const std::string block = block_command(request).append(acquire_(request, set_command));
         const std::string_view last_words = undo(request);
         const Deadline end = within(request, request.patience);
+        const Deadline soon = request.first_answer(now());
         Answer seen;
         if (line_ == Line::untried) {
-            seen = announce(request);
-            if (!seen.is_busy()) return good() ? line_refused(request, seen) : Answer{Verdict::no, seen.why};
-            if (!connection_.write(block, request.deadline)) return not_sent();
+            seen = announce(in_time(request));
+            if (!seen.is_busy()) return good() ? line_refused(in_time(request), seen) : Answer{Verdict::no, seen.why};
+            if (!connection_.write(block, soon)) return not_sent();
         } else {
-            if (!connection_.write(announce_by_sha(request) + block, request.deadline)) return not_sent();
-            const Reply* reply = connection_.read(request.deadline, last_words);
+            if (!connection_.write(announce_by_sha(request) + block, soon)) return not_sent();
+            const Reply* reply = connection_.read(soon, last_words);
             if (reply == nullptr) return unanswered();
             if (is_noscript(*reply))
                 seen = {Verdict::no, {Errc::busy, {}}, Millis::zero()}; // a look that is due at once will mend it
@@ -163,10 +164,8 @@ private:
         Answer answer = acquired(request, last_words);
         if (nudged) connection_.owe_reply();
         answer.queued = blocked;
-        if (answer.why.code == Errc::busy) {
-            answer.why = seen.why;
-            answer.holder_left = seen.holder_left;
-        }
+        answer.holder_left = seen.holder_left;
+        if (answer.why.code == Errc::busy) answer.why = seen.why;
         return answer;
     }
 
@@ -174,6 +173,13 @@ private:
     static Deadline next_look(const Answer& seen, Millis recheck, const Deadline& end) {
         const Millis after = std::min(recheck, seen.holder_left.value_or(recheck) + Millis{1});
         return {std::min(end.at, later(now(), after)), end.stop};
+    }
+
+    /// The same, without waiting for longer than for a sign of life.
+    static Request in_time(const Request& request) {
+        Request question = request;
+        question.deadline = request.first_answer(now());
+        return question;
     }
 
     static Deadline within(const Request& request, Millis span) {

@@ -109,6 +109,12 @@ struct Request {
     /// Acquire: while it's waiting, how often to look whether the key is still held, and the place still there.
     Millis recheck{500};
 
+    /// By when there must be a sign of life: a place that lets us wait says first that it does.
+    Deadline first_answer(TimePoint now) const noexcept {
+        if (patience <= Millis::zero()) return deadline;
+        return {std::min(deadline.at, later(now, 2 * recheck)), deadline.stop};
+    }
+
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 };
@@ -119,7 +125,7 @@ struct Request {
 struct Answer {
     Verdict verdict;
     Failure why{};
-    std::optional<Millis> holder_left{}; ///< busy only: the holder's remaining time, where it is known
+    std::optional<Millis> holder_left{}; ///< acquire: what the holder had left when he was last seen, if that is known
     bool queued = false; ///< acquire: it stood in line for its turn, so that to ask again at once is right
 
     /// The key is held, by whatever it may be.

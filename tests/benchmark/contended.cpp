@@ -14,9 +14,7 @@
 #include <fstream>
 #include <functional>
 #include <numeric>
-#include <set>
 #include <span>
-#include <sstream>
 #include <thread>
 
 using namespace std::chrono_literals;
@@ -96,8 +94,8 @@ private:
     std::unique_ptr<redisContext, decltype(&::redisFree)> context_;
 };
 
-/// Whoever finds the lock taken announces that, and sleeps in BLPOP; the one who releases it pushes an element, which
-/// the server gives to the one that has slept longest.
+/// The library's protocol, with its scripts, and without all that makes it safe: no look at a holder that may be dead, no
+/// time-out of our own, nothing undone.
 class HandOffByHand : public ByHand {
 public:
     explicit HandOffByHand(const std::string& socket_path) : ByHand{socket_path} {}
@@ -105,54 +103,23 @@ public:
         token_ = redislock::detail::random_token();
         send_attempt();
         while (!granted()) {
-            send({"EVALSHA", announce_, "1", key, waiting, turn, "1000"});
-            send({"BLPOP", turn, "10"});
+            send({"EVALSHA", announce_, "1", key, "1000", beside_.waiting, beside_.turn, beside_.given});
+            send({"BLPOP", beside_.turn, "10"});
             send_attempt();
             answer(); // to the announcement
             answer(); // that it is our turn, or that nobody said so for 10 s
         }
     }
     void unlock() override {
-        if (ask({"EVALSHA", release_, "1", key, token_.hex(), waiting, turn})->integer != 1)
+        if (ask({"EVALSHA", release_, "1", key, token_.hex(), beside_.waiting, beside_.turn, beside_.given})->integer !=
+            1)
             throw std::runtime_error{"hand-off by hand: the lock was lost"};
     }
 
 private:
-    static constexpr std::string_view waiting = "{benchmark:contended}:redislock:waiting";
-    static constexpr std::string_view turn = "{benchmark:contended}:redislock:turn";
-
-    const std::string announce_ = load(R"lua(local life = tonumber(ARGV[3])
-local announced = redis.call('PTTL', ARGV[1])
-if announced < 0 then
-  redis.call('SET', ARGV[1], '', 'PX', life)
-elseif announced < life then
-  redis.call('PEXPIRE', ARGV[1], life)
-end
-local left = redis.call('PTTL', KEYS[1])
-if left == -2 then
-  if redis.call('RPUSH', ARGV[2], '') == 1 then
-    redis.call('PEXPIRE', ARGV[2], life)
-  else
-    redis.call('LPOP', ARGV[2])
-  end
-end
-return left
-)lua");
-    const std::string release_ = load(R"lua(local holder = redis.call('GET', KEYS[1])
-if holder ~= ARGV[1] then
-  return holder and 0 or -1
-end
-redis.call('DEL', KEYS[1])
-local left = redis.call('PTTL', ARGV[2])
-if left > 0 then
-  if redis.call('RPUSH', ARGV[3], '') == 1 then
-    redis.call('PEXPIRE', ARGV[3], left)
-  else
-    redis.call('LPOP', ARGV[3])
-  end
-end
-return 1
-)lua");
+    const redislock::detail::Companions beside_{key};
+    const std::string announce_ = load(redislock::detail::announce_script);
+    const std::string release_ = load(redislock::detail::release_script);
 };
 
 class PollingByHand : public ByHand {
@@ -281,22 +248,17 @@ double cpu_us(const std::string& info) {
     return (std::stod(field(info, "used_cpu_user")) + std::stod(field(info, "used_cpu_sys"))) * 1e6;
 }
 
-/// What waiters sent since CONFIG RESETSTAT, and not less. Redis counts what scripts call as well: commands that
-/// clients leave to scripts are left out here, and so are our own. A look at the holder sends PTTL and TYPE; no script
-/// calls TYPE, so that counts for both. The SET by which a script announces is counted too, but that is seldom called.
+/// What waiters sent since CONFIG RESETSTAT. Redis counts what scripts call as well: all GET, DEL, PEXPIRE, RPUSH and LPOP
+/// are theirs, and one SET goes with each RPUSH. A script that announces calls TYPE once, and no GET, which releases do
+/// once; the other TYPEs are a polling waiter's looks at the holder, each with a PTTL.
 double commands_sent(const std::string& info) {
-    static const std::set<std::string> left_out{"get",  "del",  "pttl",   "pexpire",         "rpush",
-                                                "lpop", "info", "config", "config|resetstat"};
-    double count = 0;
-    std::istringstream lines{info};
-    for (std::string line; std::getline(lines, line);) {
-        char name[64];
-        double calls = 0;
-        if (std::sscanf(line.c_str(), "cmdstat_%63[^:]:calls=%lf", name, &calls) != 2 || left_out.contains(name))
-            continue;
-        count += name == std::string_view{"type"} ? 2 * calls : calls;
-    }
-    return count;
+    const auto calls = [&](const std::string& command) {
+        const auto at = info.find("cmdstat_" + command + ":calls=");
+        return at == info.npos ? 0.0 : std::stod(info.substr(info.find('=', at) + 1));
+    };
+    const double scripts = calls("evalsha") + calls("eval"), announcements = scripts - calls("get");
+    const double looks = std::max(0.0, calls("type") - announcements);
+    return scripts + calls("blpop") + calls("set") - calls("rpush") + 2 * looks + calls("client|setname");
 }
 
 double quantile(std::vector<double> values, double share) {
