@@ -71,6 +71,10 @@ long long commands_processed(test::RedisServer& server) {
     return server.statistic("stats", "total_commands_processed:");
 }
 
+void until_blocked(test::RedisServer& server, int count) {
+    for (const TimePoint limit = now() + 30s; server.blocked_clients() != count;) REQUIRE(now() < limit);
+}
+
 } // namespace
 
 TEST_CASE("a forked child holds none of its parent's locks, and says nothing for them", "[redis][process]") {
@@ -203,17 +207,14 @@ TEST_CASE("a waiter that is killed costs those behind him nothing", "[redis][pro
     const Options looks_seldom{.ttl = 60s, .answer_timeout = 20s};
     Redis redis{server.unix_uri()};
     RedisLock holder{redis, "k", looks_seldom};
-    const auto until_blocked = [&](int count) {
-        for (const TimePoint limit = now() + 30s; server.blocked_clients() != count;) REQUIRE(now() < limit);
-    };
     {
         Child waiter{[&] { return RedisLock{redis, "k", looks_seldom}.owns_lock(); }};
-        until_blocked(1);
+        until_blocked(server, 1);
         RedisLock next{redis, "k", looks_seldom, std::defer_lock};
         std::thread waits{[&] { next.lock(); }};
-        until_blocked(2);
+        until_blocked(server, 2);
         waiter.signal(SIGKILL);
-        until_blocked(1);
+        until_blocked(server, 1);
         const TimePoint start = now();
         holder.unlock();
         waits.join();
@@ -242,4 +243,27 @@ TEST_CASE("a holder that was stopped past its lease knows it at once", "[redis][
         CHECK(holder.was_well());
         CHECK(next.unlock() == Unlocked::confirmed);
     }
+}
+
+TEST_CASE("a waiter that is stopped while its turn comes and goes does not believe in it afterwards",
+          "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock holder{redis, "k", 60s};
+    Pipe locked;
+    Child waiter{[&] {
+        const RedisLock lock{redis, "k", {.ttl = 500ms, .answer_timeout = 400ms}};
+        locked.say(lock.owns_lock() ? '!' : '?');
+        return lock.owns_lock();
+    }};
+    until_blocked(server, 1);
+    waiter.signal(SIGSTOP);
+    holder.unlock(); // the server gives the lock to the one who is stopped
+    RedisLock next{redis, "k", 60s};
+    waiter.signal(SIGCONT);
+    until_blocked(server, 1); // it stands in line again
+    CHECK(next.owns_lock());
+    CHECK(next.unlock() == Unlocked::confirmed);
+    CHECK(locked.hear() == '!');
+    CHECK(waiter.was_well());
 }

@@ -2,9 +2,8 @@
 /// It knows bytes and replies; what they mean to a lock is none of its business.
 #pragma once
 
+#include "replies.hpp"
 #include "socket.hpp"
-
-#include <hiredis/hiredis.h>
 
 #include <netinet/tcp.h>
 #include <sched.h>
@@ -29,64 +28,6 @@ inline std::string formatted(std::initializer_list<std::string_view> arguments) 
     const std::unique_ptr<char, decltype(&::redisFreeCommand)> owner{bytes, &::redisFreeCommand};
     return {bytes, static_cast<std::size_t>(size)};
 }
-
-/// A reply, as far as a lock needs one. Of an array we keep that it was one.
-struct Reply {
-    int type = 0;          ///< REDIS_REPLY_STATUS, _ERROR, _INTEGER, _NIL, _STRING or _ARRAY
-    long long integer = 0; ///< of an integer
-    std::string text{};    ///< of a status, an error or a string: binary
-
-    bool is_error() const noexcept { return type == REDIS_REPLY_ERROR; }
-};
-
-/// How hiredis hands its parse over: straight into one Reply, so that a reply costs no allocation of its own. Nesting
-/// and long arrays are refused here, before the parser makes room for them: older releases recurse, or reserve 16 GB.
-struct ReplyBuilder {
-    static constexpr long long longest_array = 1024;
-
-    /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on failure.
-    template <class Fill>
-    static void* fill(const redisReadTask* task, Fill&& set) noexcept try {
-        if (task->type > REDIS_REPLY_ERROR) return nullptr; // of RESP3, for which nobody asked
-        auto* reply = static_cast<Reply*>(task->privdata);
-        if (task->parent == nullptr) {
-            reply->type = task->type;
-            set(*reply);
-        }
-        return reply;
-    } catch (...) {
-        return nullptr;
-    }
-
-    static void* string(const redisReadTask* task, char* text, std::size_t size) {
-        return fill(task, [&](Reply& reply) { reply.text.assign(text, size); });
-    }
-    static void* integer(const redisReadTask* task, long long value) {
-        return fill(task, [&](Reply& reply) { reply.integer = value; });
-    }
-    static void* nil(const redisReadTask* task) { // announced as a string or an array without a length
-        return fill(task, [](Reply& reply) { reply.type = REDIS_REPLY_NIL; });
-    }
-    template <class Count> // int before hiredis 1.0, std::size_t since
-    static void* array(const redisReadTask* task, Count elements) {
-        if (task->parent != nullptr || static_cast<long long>(elements) > longest_array) return nullptr;
-        return fill(task, [](Reply&) {});
-    }
-    static void keep(void*) {}
-
-    static redisReplyObjectFunctions* functions() {
-        static redisReplyObjectFunctions table = [] {
-            redisReplyObjectFunctions made{};
-            made.createString = string;
-            made.createArray = array;
-            made.createInteger = integer;
-            made.createNil = nil;
-            made.freeObject = keep;
-            return made;
-        }();
-        return &table;
-    }
-};
 
 /// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is
 /// closed and stays so, and failure() says why. Not thread-safe. It raises no signal and changes no signal's handling.

@@ -4,9 +4,9 @@
 
 #include "backend.hpp"
 #include "lease.hpp"
+#include "pace.hpp"
 #include "runtime.hpp"
 
-#include <charconv>
 #include <memory>
 #include <mutex>
 
@@ -168,30 +168,6 @@ private:
         unsigned generation = detail::generation();
     };
 
-    /// Grows from 1 ms to Options::longest_pause; the pause itself is random up to that ("full jitter", M. Brooker 2015),
-    /// and its randomness a fresh token's.
-    class Pace {
-    public:
-        explicit Pace(State& state) noexcept : state_{state} {}
-
-        /// Blocks, but neither beyond `limit` nor for much longer than the holder has.
-        void rest(const Deadline& limit, std::optional<Millis> holder_left = {}) {
-            using Fine = std::chrono::microseconds;
-            const Fine cap = std::min(longest_, holder_left.value_or(longest_)) + Millis{1};
-            longest_ = std::min(longest_ * 2, state_.options.longest_pause);
-            const Token dice = state_.backend.fresh();
-            std::uint32_t random = 0;
-            std::from_chars(dice.hex().data(), dice.hex().data() + 8, random, 16);
-            const Fine pause{static_cast<std::int64_t>(static_cast<double>(cap.count()) * random / 4294967296.0)};
-            const TimePoint until = later(state_.backend.now(), pause + Fine{1});
-            state_.backend.pause({std::min(limit.at, until), limit.stop});
-        }
-
-    private:
-        State& state_;
-        Millis longest_{1};
-    };
-
     /// In a forked child the parent's lease is none of ours.
     bool holding() const noexcept { return state_ && state_->generation == detail::generation(); }
 
@@ -207,7 +183,7 @@ private:
     /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`.
     template <class Judge>
     static auto insist(State& state, const Request& request, Judge judge) {
-        for (Pace pace{state};;) {
+        for (detail::Pace pace{state.backend, state.options.longest_pause};;) {
             const Answer answer = state.backend.ask(request);
             const auto judged = judge(answer);
             if (!answer.is_trouble() || state.backend.now() >= request.deadline.at) return judged;
@@ -265,7 +241,7 @@ private:
         const auto last_question = [&](TimePoint now) {
             return last_word - std::min((last_word - now) / 2, 2 * state.fastest + Millis{1});
         };
-        for (Pace pace{state}; !stop.stop_requested();) {
+        for (detail::Pace pace{state.backend, state.options.longest_pause}; !stop.stop_requested();) {
             const TimePoint asked = state.backend.now();
             // That there's a holder to wait for is known, or expected, and that the server answers.
             const bool waits = (busy || (state.had_to_wait && give_up > started)) && !trouble;
@@ -305,7 +281,7 @@ private:
     static Answer attempt(State& state, const Deadline& deadline, Millis patience) {
         if (state.lease.unsettled(state.backend.now())) {
             state.lease.let_go();
-            const Answer undone = state.backend.ask(state.request(Verb::release, deadline));
+            const Answer undone = state.backend.ask(state.request(Verb::release, soon(state, deadline)));
             state.lease.released(undone);
             if (state.lease.unsettled(state.backend.now())) return undone;
         }
@@ -327,11 +303,14 @@ private:
     /// has ended by now.
     static bool renewed(State& state, const Deadline& deadline) {
         const TimePoint asked = state.backend.now();
-        const TimePoint in_full = later(asked, state.options.answers_within());
-        const Answer answer =
-            state.backend.ask(state.request(Verb::extend, {std::min(deadline.at, in_full), deadline.stop}));
+        const Answer answer = state.backend.ask(state.request(Verb::extend, soon(state, deadline)));
         if (answer.verdict == Verdict::yes) state.lease.ask_anew(asked, state.options.ttl);
         return answer.why.code != Errc::expired && answer.why.code != Errc::stolen;
+    }
+
+    /// In the answer time-out, if that isn't later.
+    static Deadline soon(const State& state, const Deadline& deadline) {
+        return {std::min(deadline.at, later(state.backend.now(), state.options.answers_within())), deadline.stop};
     }
 
     /// The time is up and the key is held. Where the holder has no lease that ends, that is worth an error.

@@ -6,48 +6,6 @@
 
 namespace redislock::detail {
 
-/// What a server's error reply means, by its first word. Servers before 7.0 wrap the errors of a script's commands, so
-/// the word is also looked for inside.
-inline Errc meaning(std::string_view error) noexcept {
-    struct Row {
-        std::string_view word;
-        Errc code;
-    };
-    static constexpr Row words[] = {
-        {"OOM", Errc::out_of_memory},
-        {"READONLY", Errc::read_only},
-        {"LOADING", Errc::loading},
-        {"NOAUTH", Errc::auth_required},
-        {"WRONGPASS", Errc::auth_failed},
-        {"NOPERM", Errc::no_permission},
-        {"DENIED", Errc::no_permission},
-        {"BUSY", Errc::script_running},
-        {"MISCONF", Errc::misconfigured},
-        {"MOVED", Errc::moved},
-        {"ASK", Errc::moved},
-        {"CLUSTERDOWN", Errc::cluster_down},
-        {"TRYAGAIN", Errc::cluster_down},
-        {"MASTERDOWN", Errc::master_down},
-        {"NOREPLICAS", Errc::no_replicas},
-        {"WRONGTYPE", Errc::wrong_type},
-    };
-    static constexpr Row sentences[] = {
-        {"max number of clients", Errc::max_clients},   {"user executing the script can't", Errc::no_permission},
-        {"nknown command", Errc::unsupported},          {"nknown Redis command", Errc::unsupported},
-        {"DB index is out of range", Errc::no_such_db}, {"SELECT is not allowed", Errc::no_such_db},
-    };
-    const std::string_view first = error.substr(0, error.find(' '));
-    for (const Row& row : words)
-        if (first == row.word) return row.code;
-    if (first != "ERR") return Errc::server_error;
-    for (const Row& row : sentences)
-        if (error.find(row.word) != error.npos) return row.code;
-    for (const Row& row : words)
-        for (auto at = error.find(row.word); at != error.npos; at = error.find(row.word, at + 1))
-            if (error[at - 1] == '-' && error.substr(at + row.word.size()).starts_with(' ')) return row.code;
-    return Errc::server_error;
-}
-
 /// A connection that has introduced itself, and speaks in a lock's verbs.
 class Session {
 public:

@@ -427,6 +427,44 @@ std::string summary(const Conditions& conditions, const Contender& contender, co
     return text;
 }
 
+void print_reaction(const char* what, std::vector<double>& milliseconds) {
+    std::printf("%-58s median %7.3f ms, longest %7.3f ms, of %zu\n", what, quantile(milliseconds, 0.5),
+                quantile(milliseconds, 1), milliseconds.size());
+}
+
+/// How soon one who stands in line notices what no release tells him.
+void measure_reactions(test::RedisServer& server) {
+    using redislock::RedisLock;
+    redislock::Redis redis{server.unix_uri()};
+    const auto until_blocked = [&] {
+        while (server.blocked_clients() == 0) std::this_thread::sleep_for(1ms);
+    };
+    std::vector<double> stops, ends;
+    for (int i = 0; i < 200; ++i) {
+        RedisLock holder{redis, key, 10s}, waiter{redis, key, 10s, std::defer_lock};
+        std::stop_source stop;
+        Time ended{};
+        std::jthread waits{[&] {
+            if (!waiter.lock(stop.get_token())) ended = now();
+        }};
+        until_blocked();
+        const Time requested = now();
+        stop.request_stop();
+        waits.join();
+        stops.push_back(ms(ended - requested));
+    }
+    for (int i = 0; i < 20; ++i) {
+        RedisLock dead{redis, key, 200ms};
+        const Time end = now() + 200ms; // at the latest
+        static_cast<void>(dead.detach());
+        RedisLock waiter{redis, key, 10s};
+        ends.push_back(ms(now() - end));
+    }
+    std::printf("\nA single waiter:\n");
+    print_reaction("has returned after a stop was requested", stops);
+    print_reaction("has the lock after the lease of a dead holder has ended", ends);
+}
+
 /// For waiting.gnuplot: a block of lines per contender, each line a Wait.
 void write_waits(std::ostream& file, const Contender& contender) {
     file << "# " << contender.name << '\n';
@@ -504,6 +542,7 @@ int main(int argc, char** argv) try {
             write_waits(waits, all[polling_library]);
         }
     }
+    measure_reactions(server);
     if (!summaries.empty()) std::printf("\nRedisLock, %d waiters:\n%s", summed_up, summaries.c_str());
     if (waits.is_open() && !waits.flush()) throw std::runtime_error{"can't write " + waits_name};
 } catch (const std::exception& error) {

@@ -5,8 +5,8 @@
 
 waits = ARG1
 wait = '($2 == 1 ? $1 : NaN)'
-# Rounded up to 1/40 of a decade, so that the file stays small.
-rounded(ms) = 10 ** (ceil(40 * log10(ms)) / 40.0)
+# Rounded up to a part of a decade, so that the file stays small; waits of about the same length need a finer one.
+rounded(ms, parts) = 10 ** (ceil(parts * log10(ms)) / (1.0 * parts))
 
 stats waits index 0 using @wait name 'handed' nooutput
 stats waits index 1 using @wait name 'polled' nooutput
@@ -27,5 +27,5 @@ unset key
 set label 'RedisLock' at handed_median / 1.3, 0.6 right textcolor '#0072b2' font ',17'
 set label 'RedisLock, polling' at polled_up_quartile * 1.3, 0.7 left textcolor '#d55e00' font ',17'
 
-plot waits index 0 using (rounded($1)):2 smooth cnormal with lines linewidth 3 linecolor '#0072b2', \
-     waits index 1 using (rounded($1)):2 smooth cnormal with lines linewidth 3 linecolor '#d55e00'
+plot waits index 0 using (rounded($1, 1000)):2 smooth cnormal with lines linewidth 3 linecolor '#0072b2', \
+     waits index 1 using (rounded($1, 40)):2 smooth cnormal with lines linewidth 3 linecolor '#d55e00'
