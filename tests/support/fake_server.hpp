@@ -6,6 +6,7 @@
 
 #include <sys/un.h>
 
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <mutex>
@@ -24,6 +25,7 @@ public:
         char bytes[65536];
         while (all.size() < count) {
             const ssize_t got = ::recv(fd_, bytes, sizeof bytes, 0);
+            if (got < 0 && errno == EINTR) continue;
             if (got <= 0) break;
             all.append(bytes, static_cast<std::size_t>(got));
         }
@@ -33,6 +35,7 @@ public:
     bool send(std::string_view bytes) {
         while (!bytes.empty()) {
             const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+            if (sent < 0 && errno == EINTR) continue;
             if (sent <= 0) return false;
             bytes.remove_prefix(static_cast<std::size_t>(sent));
         }
@@ -102,7 +105,8 @@ private:
     void accept(int listening) {
         for (;;) {
             const int fd = ::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC);
-            if (fd < 0 && errno != ECONNABORTED) return;
+            if (fd < 0 && (errno == ECONNABORTED || errno == EINTR)) continue;
+            if (fd < 0) return;
             const std::lock_guard guard{mutex_};
             accepted_.push_back(fd);
             talkers_.emplace_back([this, fd, nth = count_++] { talk(fd, nth); });
