@@ -51,19 +51,46 @@ public:
         return false;
     }
 
-    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command among them.
-    /// Tries once even if the deadline has passed.
-    bool write(std::string_view bytes, const Deadline& deadline) {
+    /// Connects without waiting: it's under way when this is true, and come about or not when the descriptor can be written.
+    bool begin_open(const Endpoint& endpoint) {
+        const int family = endpoint.address.ss_family;
+        socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+        if (!socket_) return unreachable(endpoint, errno);
+        if (family != AF_UNIX) tune();
+        const auto* address = reinterpret_cast<const sockaddr*>(&endpoint.address);
+        if (::connect(socket_.fd(), address, endpoint.size) == 0 || errno == EINPROGRESS || errno == EINTR) return true;
+        return unreachable(endpoint, errno);
+    }
+
+    bool finish_open(const Endpoint& endpoint) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        ::getsockopt(socket_.fd(), SOL_SOCKET, SO_ERROR, &error, &size);
+        return error == 0 || unreachable(endpoint, error);
+    }
+
+    /// Sends as much as goes without waiting, and takes it off `bytes`. False: the connection has failed.
+    bool write_some(std::string_view& bytes) {
         while (socket_ && !bytes.empty()) {
             const ssize_t sent = ::send(socket_.fd(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
             if (sent >= 0)
                 bytes.remove_prefix(static_cast<std::size_t>(sent));
-            else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-                if (!wait(socket_.fd(), POLLOUT, deadline)) return fail(Errc::timed_out, "sending");
-            } else if (errno != EINTR)
+            else if (errno == EAGAIN || errno == EWOULDBLOCK)
+                return true;
+            else if (errno != EINTR)
                 return fail(Errc::disconnected, sentence(errno));
         }
         return good() || fail(Errc::disconnected, "not connected");
+    }
+
+    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command among them.
+    /// Tries once even if the deadline has passed.
+    bool write(std::string_view bytes, const Deadline& deadline) {
+        while (write_some(bytes)) {
+            if (bytes.empty()) return true;
+            if (!wait(socket_.fd(), POLLOUT, deadline)) return fail(Errc::timed_out, "sending");
+        }
+        return false;
     }
 
     /// The next reply that isn't owed to an earlier user; null: see failure(). It is overwritten by the next call.
@@ -76,6 +103,18 @@ public:
         }
         return next(deadline, last_words) ? &reply_ : nullptr;
     }
+
+    /// A reply that has come, without waiting for it; null: there is none yet, or the connection has failed.
+    const Reply* read_some() {
+        for (bool more = true; good() && !parsed();) {
+            if (!more || !good()) return nullptr;
+            char bytes[16 * 1024];
+            more = fed(bytes, ::recv(socket_.fd(), bytes, sizeof bytes, MSG_DONTWAIT));
+        }
+        return good() ? &reply_ : nullptr;
+    }
+
+    int fd() const noexcept { return socket_.fd(); }
 
     /// Blocks until there is something to read (then true) or the time is up.
     bool arriving(const Deadline& deadline) const noexcept {
@@ -106,19 +145,9 @@ public:
 
 private:
     bool open(const Endpoint& endpoint, const Deadline& deadline) {
-        const int family = endpoint.address.ss_family;
-        socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-        if (!socket_) return unreachable(endpoint, errno);
-        if (family != AF_UNIX) tune();
-        int error = 0;
-        if (::connect(socket_.fd(), reinterpret_cast<const sockaddr*>(&endpoint.address), endpoint.size) != 0)
-            error = errno;
-        if (error == EINPROGRESS || error == EINTR) {
-            if (!wait(socket_.fd(), POLLOUT, deadline)) return unreachable(endpoint, ETIMEDOUT);
-            socklen_t size = sizeof error;
-            ::getsockopt(socket_.fd(), SOL_SOCKET, SO_ERROR, &error, &size);
-        }
-        return error == 0 || unreachable(endpoint, error);
+        if (!begin_open(endpoint)) return false;
+        if (!wait(socket_.fd(), POLLOUT, deadline)) return unreachable(endpoint, ETIMEDOUT);
+        return finish_open(endpoint);
     }
 
     /// Small messages go at once, and a peer that has vanished is noticed within a minute even on an idle connection.
@@ -135,13 +164,9 @@ private:
 
     /// Parses one more reply into reply_, reading as long as there isn't a whole one.
     bool next(const Deadline& deadline, std::string_view last_words) {
-        reader_->privdata = &reply_;
-        reply_.type = 0;
         for (std::size_t received = 0; good();) {
-            void* parsed = nullptr;
-            if (::redisReaderGetReply(reader_.get(), &parsed) != REDIS_OK)
-                return fail(Errc::protocol_error, reader_->errstr);
-            if (parsed != nullptr) return reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3");
+            if (parsed()) return true;
+            if (!good()) return false;
             if (received > longest_reply) return fail(Errc::protocol_error, "the reply is too long");
             char bytes[4096];
             const ssize_t got = receive(bytes, sizeof bytes, deadline);
@@ -149,14 +174,27 @@ private:
                 ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
                 return fail(Errc::timed_out, "waiting for a reply");
             }
-            if (got == 0) return fail(Errc::disconnected, "the server closed the connection");
-            if (got > 0) {
-                received += static_cast<std::size_t>(got);
-                ::redisReaderFeed(reader_.get(), bytes, static_cast<std::size_t>(got));
-            } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-                return fail(Errc::disconnected, sentence(errno));
+            if (fed(bytes, got)) received += static_cast<std::size_t>(got);
         }
         return fail(Errc::disconnected, "not connected");
+    }
+
+    /// Whether what has come holds another whole reply, which then is reply_.
+    bool parsed() {
+        reader_->privdata = &reply_;
+        reply_.type = 0;
+        void* whole = nullptr;
+        if (::redisReaderGetReply(reader_.get(), &whole) != REDIS_OK)
+            return fail(Errc::protocol_error, reader_->errstr);
+        return whole != nullptr && (reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3"));
+    }
+
+    /// What recv() has returned is handed to the parser. False: there was nothing, which may be the end of the connection.
+    bool fed(const char* bytes, ssize_t got) {
+        if (got > 0) return ::redisReaderFeed(reader_.get(), bytes, static_cast<std::size_t>(got)), true;
+        if (got == 0) return fail(Errc::disconnected, "the server closed the connection");
+        const bool again = errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+        return !again && fail(Errc::disconnected, sentence(errno));
     }
 
     /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken takes longer than a near server's
