@@ -2,6 +2,7 @@
 /// it must honour. It knows nothing of how a backend does it.
 #pragma once
 
+#include "holding.hpp"
 #include "types.hpp"
 
 #include <concepts>
@@ -23,13 +24,19 @@ namespace redislock {
 /// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
 /// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
 ///   wherever there still is one, and can't overtake it.
+/// - From `keep(h, t)` on, until `drop(h)`, what `h.step()` demands is done when it is time, first at `t`: extensions are asked
+///   for, without ever holding up another's, and their answers handed to `h`; and its listeners are told of a loss. `drop` does
+///   not wait.
 // clang-format off
 template <class B>
-concept Backend = requires(B& backend, const Request& request, Deadline until) {
+concept Backend = requires(B& backend, const Request& request, Deadline until,
+                           const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
     { backend.now() } noexcept -> std::same_as<TimePoint>;
     { backend.fresh() } -> std::same_as<Token>;
     { backend.pause(until) } noexcept;
     { backend.ask(request) } -> std::same_as<Answer>;
+    backend.keep(holding, when);
+    { backend.drop(*holding) } noexcept;
 };
 // clang-format on
 

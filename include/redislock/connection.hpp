@@ -106,12 +106,18 @@ public:
 
     /// A reply that has come, without waiting for it; null: there is none yet, or the connection has failed.
     const Reply* read_some() {
-        for (bool more = true; good() && !parsed();) {
-            if (!more || !good()) return nullptr;
-            char bytes[16 * 1024];
-            more = fed(bytes, ::recv(socket_.fd(), bytes, sizeof bytes, MSG_DONTWAIT));
+        for (bool more = true; good();) {
+            if (parsed()) {
+                if (owed_ == 0) return &reply_;
+                --owed_;
+            } else if (more && good()) {
+                char bytes[16 * 1024];
+                more = fed(bytes, ::recv(socket_.fd(), bytes, sizeof bytes, MSG_DONTWAIT));
+            } else {
+                return nullptr;
+            }
         }
-        return good() ? &reply_ : nullptr;
+        return nullptr;
     }
 
     int fd() const noexcept { return socket_.fd(); }
@@ -142,6 +148,12 @@ public:
     bool good() const noexcept { return static_cast<bool>(socket_); }
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
+
+    /// Ends it, for a reason that only its user can know.
+    void refuse(Failure why) {
+        failure_ = std::move(why);
+        close();
+    }
 
 private:
     bool open(const Endpoint& endpoint, const Deadline& deadline) {
@@ -182,11 +194,12 @@ private:
     /// Whether what has come holds another whole reply, which then is reply_.
     bool parsed() {
         reader_->privdata = &reply_;
-        reply_.type = 0;
-        void* whole = nullptr;
-        if (::redisReaderGetReply(reader_.get(), &whole) != REDIS_OK)
+        if (std::exchange(whole_, false)) reply_.type = 0; // else it goes on with what it has of one
+        void* reply = nullptr;
+        if (::redisReaderGetReply(reader_.get(), &reply) != REDIS_OK)
             return fail(Errc::protocol_error, reader_->errstr);
-        return whole != nullptr && (reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3"));
+        whole_ = reply != nullptr;
+        return whole_ && (reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3"));
     }
 
     /// What recv() has returned is handed to the parser. False: there was nothing, which may be the end of the connection.
@@ -239,6 +252,7 @@ private:
     Socket socket_;
     std::unique_ptr<redisReader, FreeReader> reader_;
     Reply reply_;
+    bool whole_ = false;
     unsigned owed_ = 0;
     std::string objection_;
     int vain_looks_ = 0; ///< in a row

@@ -1,4 +1,4 @@
-/// A lease in the hands of its holder, as the guard and whoever renews it share it: when to renew, when it is lost, and whom
+/// A lease in the hands of its holder, as the guard and whoever renews it share it: when to renew it, when it is lost, and whom
 /// to tell. It asks nobody and waits for nothing: time and answers come in as arguments.
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace redislock::detail {
 
-/// What the guard holds on to, and between keep() and drop() shares with a renewer. Its methods are thread-safe; the lease
-/// itself is the guard's alone while it isn't kept, and else only to be touched under the mutex.
+/// Between keep() and drop() the guard shares it with a renewer, and the lease is only to be touched under the mutex; else
+/// it is the guard's alone. The methods lock the mutex themselves.
 class Holding {
 public:
     Holding(std::string what, const Options& how) : key{std::move(what)}, options{how}, lease{how} {}
@@ -22,27 +22,32 @@ public:
     const Options options;
     mutable std::mutex mutex{};
     Lease lease;
+    TimePoint due{}; ///< when the renewer comes back to it: his own note
 
-    /// What a renewer is to do, and when to come again.
+    /// What a renewer is to do now, and when to come back.
     struct Step {
-        enum class Act { nothing, renew, tell } act;
+        enum class Act { nothing, renew, tell };
+        Act act;
         TimePoint next;
+        Token token{};
     };
 
-    /// From now on it is renewed, and its loss told. Only while the lease is held.
-    void keep(TimePoint asked) {
+    /// A lease that is held, and was asked for at `asked`, is shared from now on. Returns when to come first.
+    TimePoint keep(TimePoint asked) noexcept {
         const std::lock_guard guard{mutex};
         kept_ = true;
         asking_ = false;
-        granted_ = asked;
-        renew_at_ = options.renew ? renewal_after(asked) : TimePoint::max();
+        renew_at_ = options.renew ? asked + options.ttl / 3 : TimePoint::max();
+        give_up_ = options.max_hold ? later(asked, *options.max_hold) : TimePoint::max();
+        return next();
     }
 
-    /// The lease is the guard's alone again: what is answered later makes no difference.
-    void drop() noexcept {
+    /// The lease is the guard's alone again, and what is answered later makes no difference. What was lost() before is
+    /// forgotten: the next lease has its own. False: it was not shared.
+    bool drop() noexcept {
         const std::lock_guard guard{mutex};
-        kept_ = false;
         lost_.reset();
+        return std::exchange(kept_, false);
     }
 
     bool kept() const noexcept {
@@ -50,57 +55,93 @@ public:
         return kept_;
     }
 
-    /// Requested when the lease is lost; at once, if it isn't held.
-    std::stop_token lost(TimePoint now) {
+    bool held(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        if (!lost_) lost_.emplace();
-        if (!lease.held(now)) lost_->request_stop(); // nobody has it yet, so that no callback runs here
-        return lost_->get_token();
+        return lease.held(now);
+    }
+    Millis remaining(TimePoint now) const noexcept {
+        const std::lock_guard guard{mutex};
+        return lease.remaining(now);
+    }
+
+    Lease copy() const noexcept {
+        const std::lock_guard guard{mutex};
+        return lease;
+    }
+
+    /// Nil if it isn't held.
+    Token token(TimePoint now) const noexcept {
+        const std::lock_guard guard{mutex};
+        return lease.held(now) ? lease.token() : Token{};
     }
 
     Step step(TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_) return {Step::Act::nothing, TimePoint::max()};
-        if (!lease.held(now) || now >= give_up()) return {Step::Act::tell, TimePoint::max()};
-        const TimePoint end = std::min(lease.end(), give_up());
-        if (asking_) return {Step::Act::nothing, end};
-        if (now < renew_at_) return {Step::Act::nothing, std::min(end, renew_at_)};
+        if (!lease.held(now) || now >= give_up_) return {Step::Act::tell, TimePoint::max()};
+        if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         asking_ = true;
-        return {Step::Act::renew, end};
+        return {Step::Act::renew, next(), lease.token()};
     }
 
-    /// An extension with this token, asked at `asked`, was answered. Says when to look again: at once, if the lease is lost.
+    /// An extension with this token, asked at `asked`, was answered. Returns when to come back: at once, if the lease is lost.
     TimePoint answered(const Token& token, const Answer& answer, TimePoint asked, TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_ || lease.token() != token) return TimePoint::max();
         asking_ = false;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return now;
-        renew_at_ = outcome == Outcome::confirmed ? renewal_after(asked) : now + (lease.end() - now) / 16;
-        return std::min(renew_at_, lease.end());
+        renew_at_ = outcome == Outcome::confirmed ? asked + options.ttl / 3 : now + (lease.end() - now) / 16 + slack();
+        return next();
     }
 
-    /// Whom to tell that it is lost; nobody, if nobody has asked.
-    std::optional<std::stop_source> listeners() {
+    /// The holder's own extension of the lease with this token, to `ttl`.
+    Outcome extended(const Token& token, const Answer& answer, TimePoint asked, Millis ttl, TimePoint now) {
+        Outcome outcome = Outcome::expired;
+        bool lost = false;
+        {
+            const std::lock_guard guard{mutex};
+            if (lease.token() == token) outcome = lease.extended(answer, asked, ttl, now);
+            lost = kept_ && !lease.held(now);
+        }
+        if (const auto to_tell = listeners(); lost && to_tell) std::stop_source{*to_tell}.request_stop();
+        return outcome;
+    }
+
+    /// Requested when the lease is lost; already, if it isn't held.
+    std::stop_token lost(TimePoint now) {
+        std::stop_source source{std::nostopstate};
+        bool already = false;
+        {
+            const std::lock_guard guard{mutex};
+            if (!lost_) lost_.emplace();
+            source = *lost_;
+            already = !lease.held(now) || (kept_ && now >= give_up_);
+        }
+        if (already) source.request_stop();
+        return source.get_token();
+    }
+
+    /// Whom to tell of the loss, outside the mutex; nobody, if nobody has asked.
+    std::optional<std::stop_source> listeners() const {
         const std::lock_guard guard{mutex};
         return lost_;
     }
 
-    Token token() const noexcept {
-        const std::lock_guard guard{mutex};
-        return lease.token();
+    /// By how much a renewal may be early, so that many travel together.
+    TimePoint::duration slack() const noexcept {
+        return std::min<TimePoint::duration>(options.ttl / 30, Millis{1'000});
     }
 
 private:
-    /// A third of the ttl leaves time to try again; a tenth of that earlier, so that many renewals can travel together.
-    TimePoint renewal_after(TimePoint asked) const noexcept { return asked + options.ttl / 3; }
-    TimePoint give_up() const noexcept {
-        return options.max_hold ? later(granted_, *options.max_hold) : TimePoint::max();
+    TimePoint next() const noexcept {
+        const TimePoint end = std::min(lease.end(), give_up_);
+        return asking_ ? end : std::min(end, renew_at_);
     }
 
     bool kept_ = false;
     bool asking_ = false; ///< an extension is under way
-    TimePoint granted_{}, renew_at_{};
+    TimePoint renew_at_{}, give_up_{};
     std::optional<std::stop_source> lost_{};
 };
 

@@ -114,34 +114,47 @@ public:
         detail::check_ttl(ttl);
         State& state = own();
         const TimePoint asked = state.backend.now();
-        switch (state.lease.state(asked)) {
+        Lease lease = state.copy();
+        switch (lease.state(asked)) {
         case Lease::State::held:
-            return extend(state, ttl, std::min(state.lease.end(), asked + state.options.answers_within()));
-        case Lease::State::lost: return state.lease.loss();
+            return extend(state, lease.token(), ttl, std::min(lease.end(), asked + state.options.answers_within()));
+        case Lease::State::lost: return lease.loss();
         case Lease::State::lapsed: return Outcome::expired;
         default: return Outcome::not_held;
         }
+    }
+
+    /// Is requested when the lease is lost: refused when it was to be extended, renewed for `max_hold`, or ended by the clock,
+    /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run in a thread of their
+    /// own, at once, and may take their time; to unlock there is allowed. Each lease has a token of its own: ask again after
+    /// locking again. The first call for a lease that is not renewed may start a thread.
+    [[nodiscard]] std::stop_token lost() {
+        State& state = own();
+        const TimePoint now = state.backend.now();
+        if (state.held(now) && !state.kept()) share(state);
+        return state.lost(now);
     }
 
     /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does, the key
     /// goes with its ttl. Nil if the lock wasn't held. Sends nothing.
     [[nodiscard]] Token detach() noexcept {
         const Token token = this->token();
-        if (holding()) state_->lease = Lease{state_->options};
+        if (holding()) {
+            unshare(*state_);
+            state_->lease = Lease{state_->options};
+        }
         return token;
     }
 
     /// Whether the lease can be used at this moment: the clock is asked, and nothing and nobody else. Some 40 ns.
-    bool owns_lock() const noexcept { return holding() && state_->lease.held(state_->backend.now()); }
+    bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
     explicit operator bool() const noexcept { return owns_lock(); }
 
     /// What is left of the lease, rounded down; zero if it isn't held.
-    Millis remaining() const noexcept {
-        return holding() ? state_->lease.remaining(state_->backend.now()) : Millis::zero();
-    }
+    Millis remaining() const noexcept { return holding() ? state_->remaining(state_->backend.now()) : Millis::zero(); }
 
     /// The proof of ownership; nil if the lock isn't held.
-    Token token() const noexcept { return owns_lock() ? state_->lease.token() : Token{}; }
+    Token token() const noexcept { return holding() ? state_->token(state_->backend.now()) : Token{}; }
 
     /// Empty if the object was moved from.
     std::string_view key() const noexcept { return state_ ? std::string_view{state_->key} : std::string_view{}; }
@@ -151,21 +164,17 @@ public:
 
 private:
     /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
-    struct State {
-        State(B& where, std::string what, const Options& how)
-            : backend{where}, key{std::move(what)}, options{how}, lease{how} {}
+    struct State : detail::Holding {
+        State(B& where, std::string what, const Options& how) : Holding{std::move(what), how}, backend{where} {}
 
         Request request(Verb verb, const Deadline& deadline) const noexcept {
             return {.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
         }
 
         B& backend;
-        const std::string key;
-        const Options options;
-        Lease lease;
         TimePoint::duration fastest = options.answers_within(); ///< of all answers so far
         bool had_to_wait = false; ///< for the last grant: then it will be so again, as a rule
-        unsigned generation = detail::generation();
+        const unsigned generation = detail::generation();
     };
 
     /// In a forked child the parent's lease is none of ours.
@@ -173,10 +182,7 @@ private:
 
     State& own() {
         if (!state_) raise({std::make_error_code(std::errc::operation_not_permitted), "the lock was moved from"});
-        if (!holding()) {
-            state_->lease = Lease{state_->options};
-            state_->generation = detail::generation();
-        }
+        if (!holding()) state_ = std::make_shared<State>(state_->backend, state_->key, state_->options);
         return *state_;
     }
 
@@ -191,13 +197,30 @@ private:
         }
     }
 
-    static Outcome extend(State& state, Millis ttl, TimePoint deadline) {
-        Request request = state.request(Verb::extend, deadline);
-        request.ttl = ttl;
+    static Outcome extend(State& state, const Token token, Millis ttl, TimePoint deadline) {
+        const Request request{Verb::extend, state.key, token, ttl, deadline};
         const TimePoint asked = state.backend.now();
         return insist(state, request, [&](const Answer& answer) {
-            return state.lease.extended(answer, asked, ttl, state.backend.now());
+            return state.extended(token, answer, asked, ttl, state.backend.now());
         });
+    }
+
+    /// From now on the lease is renewed, if that is wanted, and its end watched.
+    void share(State& state) {
+        const TimePoint first = state.keep(state.lease.end() - state.options.usable());
+        state.backend.keep(state_, first);
+    }
+    static void unshare(State& state) noexcept {
+        if (state.drop()) state.backend.drop(state);
+    }
+
+    /// A lease that can't be renewed as it was promised is none.
+    bool granted(State& state) try {
+        if (state.options.renew || state.options.max_hold) share(state);
+        return true;
+    } catch (...) {
+        let_go(false);
+        throw;
     }
 
     static Outcome release(State& state, TimePoint deadline, bool wants_answer) {
@@ -209,6 +232,7 @@ private:
     Outcome let_go(bool wants_answer) noexcept try {
         if (!holding()) return Outcome::not_held;
         State& state = *state_;
+        unshare(state);
         const TimePoint now = state.backend.now();
         const Lease::State was = state.lease.state(now);
         state.lease.let_go();
@@ -231,9 +255,10 @@ private:
         State& state = own();
         const Millis answer_timeout = state.options.answers_within();
         const TimePoint started = state.backend.now();
-        if (state.lease.held(started))
+        if (state.held(started))
             raise_for(state,
                       {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
+        unshare(state);
         const detail::StopSignal signal{stop};
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
         std::optional<Answer> busy, trouble;
@@ -251,7 +276,7 @@ private:
             const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
             Answer answer = attempt(state, {deadline, signal.fd()}, patience);
             const TimePoint now = state.backend.now();
-            if (state.lease.held(now)) return true;
+            if (state.lease.held(now)) return granted(state);
             if (stop.stop_requested()) break;
             if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
             if (answer.is_busy()) {
@@ -348,7 +373,7 @@ private:
             state.lease.ask(token, asked, state.options.ttl);
             state.lease.answered(answer, state.backend.now());
         }
-        if (state.lease.held(state.backend.now())) return;
+        if (state.lease.held(state.backend.now()) && granted(state)) return;
         state.lease = Lease{state.options};
         raise_for(state, answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
     }

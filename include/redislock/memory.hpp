@@ -3,7 +3,7 @@
 #pragma once
 
 #include "backend.hpp"
-#include "runtime.hpp"
+#include "renewer.hpp"
 
 #include <deque>
 #include <map>
@@ -78,6 +78,19 @@ public:
         if (request.verb == Verb::acquire && fault != Fault::request_lost)
             deliver(request, Verb::release, std::max(arrival, time() + latency_ / 2));
         return {Verdict::unknown, {Errc::timed_out, {}}};
+    }
+
+    /// Simulated: renewals are due, and losses told, as the time moves on, in the thread that moves it.
+    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
+        if (real_) return renewer_.keep(holding, when);
+        const std::lock_guard guard{mutex_};
+        holding->due = when;
+        kept_.push_back(holding);
+    }
+    void drop(detail::Holding& holding) noexcept {
+        if (real_) return renewer_.drop(holding);
+        const std::lock_guard guard{mutex_};
+        std::erase_if(kept_, [&](const auto& other) { return other.get() == &holding; });
     }
 
     /// How many stand in line for the key.
@@ -157,6 +170,25 @@ private:
         Millis ttl;
     };
 
+    /// In real time renewals are asked for like anything else.
+    class Port {
+    public:
+        explicit Port(Memory& memory) noexcept : memory_{memory} {}
+        int fd() const noexcept { return -1; }
+        short events() const noexcept { return 0; }
+        TimePoint due() const noexcept { return TimePoint::max(); }
+        void send(detail::Renewal renewal) { under_way_.push_back(std::move(renewal)); }
+        template <class Answered>
+        void advance(TimePoint, Answered answered) {
+            for (const detail::Renewal& renewal : std::exchange(under_way_, {}))
+                answered(renewal, memory_.ask(renewal.request()));
+        }
+
+    private:
+        Memory& memory_;
+        std::vector<detail::Renewal> under_way_;
+    };
+
     /// One whose acquire found the key held. His turn comes when he is taken out of the line, with an answer.
     struct Waiter {
         Message message;
@@ -186,8 +218,40 @@ private:
             detail::wait(signal, POLLIN, until);
             guard.lock();
         } else if (!detail::stopped(until)) {
+            keep_until(guard, until.at);
             simulated_ = std::max(simulated_, until.at);
         }
+    }
+
+    /// Takes those steps of the holders that are due by then, each at its time.
+    void keep_until(std::unique_lock<std::mutex>& guard, TimePoint end) {
+        using Act = detail::Holding::Step::Act;
+        for (;;) {
+            const auto first = std::min_element(kept_.begin(), kept_.end(),
+                                                [](const auto& a, const auto& b) { return a->due < b->due; });
+            if (first == kept_.end() || (*first)->due > end) return;
+            const std::shared_ptr<detail::Holding> holding = *first;
+            simulated_ = std::max(simulated_, holding->due);
+            const detail::Holding::Step step = holding->step(simulated_);
+            holding->due = step.next;
+            if (step.act == Act::renew)
+                holding->due = holding->answered(step.token, renewed(*holding, step.token), simulated_, simulated_);
+            if (holding->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), holding));
+            if (auto listeners = holding->listeners(); step.act == Act::tell && listeners) {
+                guard.unlock();
+                listeners->request_stop();
+                guard.lock();
+            }
+        }
+    }
+
+    Answer renewed(const detail::Holding& holding, const Token& token) {
+        const Fault fault = next_fault();
+        Answer answer{Verdict::unknown, {Errc::timed_out, {}}};
+        if (fault == Fault::request_lost || fault == Fault::reset_before) return answer;
+        carry_out_until(simulated_);
+        const Answer done = carry_out({simulated_, Verb::extend, holding.key, token, holding.options.ttl});
+        return fault == Fault::none ? done : answer;
     }
 
     /// As in a server's line: whoever is first has the key as soon as a release hands it on. A key that goes in any other
@@ -306,6 +370,8 @@ private:
     Millis delay_{0};
     TimePoint::duration latency_{0};
     std::uint64_t tokens_ = 0;
+    std::vector<std::shared_ptr<detail::Holding>> kept_;
+    detail::Renewer<Port> renewer_{*this};
 };
 
 static_assert(Backend<Memory>);

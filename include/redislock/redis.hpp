@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend.hpp"
+#include "renewer.hpp"
 #include "session.hpp"
 
 #include <atomic>
@@ -31,7 +32,10 @@ public:
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
-    ~Redis() { delete &pool(); }
+    ~Redis() {
+        delete pool().renewer.load();
+        delete &pool();
+    }
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
@@ -50,6 +54,22 @@ public:
         return answer;
     }
 
+    /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
+    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
+        Pool& pool = this->pool();
+        detail::Renewer<detail::Channel>* renewer = pool.renewer.load();
+        if (renewer == nullptr) {
+            const std::lock_guard guard{pool.mutex};
+            renewer = pool.renewer.load();
+            if (renewer == nullptr)
+                pool.renewer = renewer = new detail::Renewer<detail::Channel>{endpoints_, greeting_};
+        }
+        renewer->keep(holding, when);
+    }
+    void drop(detail::Holding& holding) noexcept {
+        if (detail::Renewer<detail::Channel>* renewer = pool().renewer.load()) renewer->drop(holding);
+    }
+
 private:
     /// With one from the pool, or else a new one, if it's open by the deadline.
     template <class Use>
@@ -57,8 +77,7 @@ private:
         std::unique_ptr<detail::Session> session = idle_session();
         if (!session) {
             session = std::make_unique<detail::Session>();
-            if (!session->open(endpoints_, address_, options_.client_name, deadline))
-                return {Verdict::no, session->failure()};
+            if (!session->open(endpoints_, greeting_, deadline)) return {Verdict::no, session->failure()};
         }
         Answer answer = use(*session);
         if (session->good())
@@ -81,6 +100,7 @@ private:
         const unsigned generation = detail::generation();
         std::mutex mutex{};
         std::vector<std::unique_ptr<detail::Session>> idle{};
+        std::atomic<detail::Renewer<detail::Channel>*> renewer{nullptr}; ///< of a parent it is left as it is
     };
 
     Pool& pool() {
@@ -127,6 +147,7 @@ private:
     const Address address_;
     const RedisOptions options_;
     const std::vector<detail::Endpoint> endpoints_;
+    const detail::Greeting greeting_{address_, options_.client_name};
     std::atomic<Pool*> pool_{new Pool};
 };
 

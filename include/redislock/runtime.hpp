@@ -66,6 +66,10 @@ public:
 
     int fd() const noexcept { return fd_; }
     void set() const noexcept { ::eventfd_write(fd_, 1); }
+    void clear() const noexcept {
+        eventfd_t ignored = 0;
+        ::eventfd_read(fd_, &ignored);
+    }
 
 private:
     int fd_;

@@ -1,5 +1,5 @@
-/// The scripts that the server runs for a lock, the keys that they keep beside it, and the commands that carry them. What is
-/// in here knows bytes alone: it neither sends them nor reads what comes back.
+/// The scripts that the server runs for a lock, the keys that they keep beside it, the commands that carry them, and what they
+/// return. What is in here knows bytes alone: it neither sends nor receives them.
 #pragma once
 
 #include "connection.hpp"
@@ -91,6 +91,13 @@ return left
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
 inline constexpr std::string_view extend_sha = "0c8369d15cf0e3be0a5b56371717efbacfbd4546";
 inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
+
+/// What the scripts that extend and release have returned; nothing if they can't have.
+inline std::optional<Answer> settlement(const Reply& reply) {
+    if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -1 || reply.integer > 1) return std::nullopt;
+    if (reply.integer == 1) return Answer{Verdict::yes};
+    return Answer{Verdict::no, {reply.integer == 0 ? Errc::stolen : Errc::expired, {}}};
+}
 
 /// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
 class PreparedCommand {

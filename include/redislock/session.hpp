@@ -2,6 +2,7 @@
 /// mean. It knows nothing of leases, of the pool, or of trying again.
 #pragma once
 
+#include "greeting.hpp"
 #include "scripts.hpp"
 
 namespace redislock::detail {
@@ -9,21 +10,15 @@ namespace redislock::detail {
 /// A connection that has introduced itself, and speaks in a lock's verbs.
 class Session {
 public:
-    /// AUTH, SELECT and CLIENT SETNAME, as far as they are needed, travel in one write. Nothing else is sent before we know
-    /// who we are and where; the name is a courtesy, whose reply is skipped, for a server may forbid it.
-    bool open(const std::vector<Endpoint>& endpoints, const Address& address, const std::string& client_name,
-              const Deadline& deadline) {
-        std::string greeting;
-        const bool auth = !address.password.empty(), select = address.db != 0, name = !client_name.empty();
-        if (auth)
-            greeting += address.user.empty() ? formatted({"AUTH", address.password})
-                                             : formatted({"AUTH", address.user, address.password});
-        if (select) greeting += formatted({"SELECT", std::to_string(address.db)});
-        if (name) greeting += formatted({"CLIENT", "SETNAME", client_name});
-        if (!connection_.open(endpoints, deadline) || !connection_.write(greeting, deadline))
+    bool open(const std::vector<Endpoint>& endpoints, const Greeting& greeting, const Deadline& deadline) {
+        if (!connection_.open(endpoints, deadline) || !connection_.write(greeting.bytes(), deadline))
             return refuse(connection_.failure());
-        if ((auth && !authenticated(deadline)) || (select && !selected(deadline))) return false;
-        if (name) connection_.owe_reply();
+        for (std::size_t nth = 0; nth < greeting.awaited(); ++nth) {
+            const Reply* reply = connection_.read(deadline);
+            if (reply == nullptr) return refuse(connection_.failure());
+            if (Failure objection = greeting.objection(nth, *reply)) return refuse(std::move(objection));
+        }
+        if (greeting.has_name()) connection_.owe_reply();
         return true;
     }
 
@@ -187,10 +182,9 @@ private:
     /// Extends or releases.
     Answer settle(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
                   std::string_view last_words) {
-        Answer answer = run(request, by_sha, by_body, last_words, [this](const Reply& reply) -> Answer {
-            if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -1 || reply.integer > 1) return not_understood();
-            if (reply.integer == 1) return {Verdict::yes};
-            return {Verdict::no, {reply.integer == 0 ? Errc::stolen : Errc::expired, {}}};
+        Answer answer = run(request, by_sha, by_body, last_words, [this](const Reply& reply) {
+            const std::optional<Answer> settled = settlement(reply);
+            return settled ? *settled : not_understood();
         });
         if (answer.why.code == Errc::wrong_type) answer.why.code = Errc::stolen;
         return answer;
@@ -232,23 +226,6 @@ private:
         const Errc code = meaning(reply.text);
         if (code == Errc::read_only) connection_.close();
         return {Verdict::no, {code, std::move(sentence)}};
-    }
-
-    /// Nothing of the error is repeated but its code: a server may echo the password.
-    bool authenticated(const Deadline& deadline) {
-        const Reply* reply = connection_.read(deadline);
-        if (reply == nullptr) return refuse(connection_.failure());
-        if (!reply->is_error()) return true;
-        const Answer answer{Verdict::no, {meaning(reply->text), {}}};
-        return refuse(answer.is_trouble() ? answer.why : Failure{Errc::auth_failed, {}});
-    }
-
-    bool selected(const Deadline& deadline) {
-        const Reply* reply = connection_.read(deadline);
-        if (reply == nullptr) return refuse(connection_.failure());
-        if (!reply->is_error()) return true;
-        const Errc code = meaning(reply->text);
-        return refuse({code == Errc::server_error ? Errc::no_such_db : code, reply->text});
     }
 
     bool refuse(Failure failure) {

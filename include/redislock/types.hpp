@@ -172,6 +172,13 @@ struct Options {
     /// How long the server keeps the key for us: 10 ms to 24 h. It bounds how long a dead holder blocks the others.
     Millis ttl{10'000};
 
+    /// Whether the lease is renewed in the background, every third of its ttl, until the lock is unlocked.
+    bool renew = false;
+
+    /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by itself. Not
+    /// set: for as long as the lock is held. At least 1 ms.
+    std::optional<Millis> max_hold{};
+
     /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
     /// before that is an error. At least 1 ms, and less than the usable lease. Not set: a third of that, 1 s at most.
     std::optional<Millis> answer_timeout{};
@@ -221,6 +228,7 @@ inline void check(const Options& options) {
         refuse("answer_timeout", in_ms(options.answers_within()),
                "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
                    in_ms(options.ttl));
+    if (options.max_hold && *options.max_hold < Millis{1}) refuse("max_hold", in_ms(*options.max_hold), "1 ms or more");
     if (options.longest_pause < Millis{1} || options.longest_pause > std::chrono::hours{1})
         refuse("longest_pause", in_ms(options.longest_pause), "1 ms to 3600000 ms");
 }

@@ -1,0 +1,334 @@
+// The life of a lease: it is renewed while it is held, and its loss is told before anybody else can have it.
+#include "catch.hpp"
+#include "redis_server.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <atomic>
+#include <deque>
+#include <thread>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+
+namespace {
+
+constexpr Options renewed{.ttl = 10s, .renew = true};
+
+/// Notes when a stop is requested, on a backend's clock.
+template <class Backend>
+class Watch {
+public:
+    Watch(Backend& backend, std::stop_token token) : backend_{backend}, callback_{std::move(token), Note{*this}} {}
+    bool told() const { return told_.load(); }
+    TimePoint when() const { return when_; }
+    bool within(Millis limit) const {
+        for (const TimePoint end = now() + limit; !told();)
+            if (now() >= end) return false;
+        return true;
+    }
+
+private:
+    struct Note {
+        Watch& watch;
+        void operator()() const noexcept {
+            watch.when_ = watch.backend_.now();
+            watch.told_ = true;
+        }
+    };
+    Backend& backend_;
+    TimePoint when_{};
+    std::atomic<bool> told_{false};
+    std::stop_callback<Note> callback_;
+};
+
+} // namespace
+
+TEST_CASE("a renewed lock is held for as long as it is not unlocked, and not a moment longer", "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", renewed};
+    const Watch watch{memory, lock.lost()};
+    for (int i = 0; i < 600; ++i) {
+        memory.advance(1s);
+        REQUIRE(lock.remaining() > 6s);
+        REQUIRE(memory.get("k") == std::string{lock.token().hex()});
+    }
+    CHECK_FALSE(watch.told());
+    SECTION("unlocked") {
+        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK_FALSE(memory.get("k"));
+    }
+    SECTION("given away") {
+        CHECK_FALSE(lock.detach().is_nil());
+        memory.advance(10s);
+        CHECK_FALSE(memory.get("k"));
+    }
+    memory.advance(1h);
+    CHECK_FALSE(watch.told());
+    CHECK(lock.lost().stop_requested());
+}
+
+TEST_CASE("a lock that is not renewed is lost at the end of its lease, before the server can give it to anyone",
+          "[renewal]") {
+    Memory memory;
+    const RedisLock<Memory>* held = nullptr;
+    RedisLock lock{memory, "k", 10s};
+    held = &lock;
+    const TimePoint end = memory.now() + lock.remaining();
+    const Watch watch{memory, lock.lost()};
+    memory.advance(1h);
+    CHECK(watch.told());
+    CHECK(watch.when() >= end);
+    CHECK(watch.when() <= end + 1ms);
+    CHECK_FALSE(held->owns_lock());
+}
+
+TEST_CASE("whatever becomes of the renewals, the loss is told at the end of the usable lease, and not before",
+          "[renewal]") {
+    for (const Fault fault : {Fault::request_lost, Fault::reply_lost, Fault::reset_before, Fault::reset_after}) {
+        Memory memory;
+        RedisLock lock{memory, "k", renewed};
+        const Watch watch{memory, lock.lost()};
+        memory.advance(30s);
+        const TimePoint end = memory.now() + lock.remaining();
+        memory.set_fault(fault);
+        memory.advance(1h);
+        REQUIRE(watch.told());
+        CHECK(watch.when() >= end);
+        CHECK(watch.when() < end + 100ms);
+        CHECK_FALSE(lock.owns_lock());
+        memory.set_fault(Fault::none);
+        memory.advance(1h);
+        CHECK_FALSE(memory.get("k")); // and nothing is renewed any more
+    }
+}
+
+TEST_CASE("trouble that ends in time is no loss", "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", renewed};
+    const Watch watch{memory, lock.lost()};
+    for (int round = 0; round < 20; ++round) {
+        memory.set_fault(round % 2 == 0 ? Fault::request_lost : Fault::reset_after);
+        memory.advance(6s);
+        memory.set_fault(Fault::none);
+        memory.advance(6s);
+        REQUIRE(lock.owns_lock());
+    }
+    CHECK_FALSE(watch.told());
+}
+
+TEST_CASE("a key that is deleted or stolen behind our back is learned at the next renewal", "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", renewed};
+    const Watch watch{memory, lock.lost()};
+    memory.advance(5s);
+    const TimePoint then = memory.now();
+    SECTION("deleted") { memory.erase("k"); }
+    SECTION("stolen") { memory.put("k", "somebody", 1h); }
+    SECTION("made something else") { memory.put_hash("k"); }
+    memory.advance(4s);
+    CHECK(watch.told());
+    CHECK(watch.when() <= then + 10s / 3 + 1ms);
+    CHECK_FALSE(lock.owns_lock());
+    const Unlocked outcome = lock.unlock();
+    CHECK((outcome == Unlocked::expired || outcome == Unlocked::stolen));
+    CHECK(lock.unlock() == Unlocked::not_held);
+}
+
+TEST_CASE("the holder's own extension that finds the lease gone tells it at once", "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", renewed};
+    const Watch watch{memory, lock.lost()};
+    memory.erase("k");
+    CHECK(lock.extend(20s) == Outcome::expired);
+    CHECK(watch.told());
+}
+
+TEST_CASE("a lease is renewed for max_hold at most: then its holder is told, and has the rest of it to finish",
+          "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", {.ttl = 10s, .renew = true, .max_hold = 60s}};
+    const TimePoint start = memory.now();
+    const Watch watch{memory, lock.lost()};
+    memory.advance(59s);
+    CHECK_FALSE(watch.told());
+    memory.advance(1s);
+    CHECK(watch.told());
+    CHECK(watch.when() == start + 60s);
+    CHECK(lock.owns_lock());
+    CHECK(lock.lost().stop_requested());
+    memory.advance(10s);
+    CHECK_FALSE(lock.owns_lock());
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("each lease has a signal of its own", "[renewal]") {
+    Memory memory;
+    RedisLock lock{memory, "k", renewed, std::defer_lock};
+    CHECK(lock.lost().stop_requested());
+    lock.lock();
+    const std::stop_token first = lock.lost();
+    CHECK((first.stop_possible() && !first.stop_requested()));
+    CHECK(lock.lost() == first);
+    lock.unlock();
+    lock.lock();
+    const std::stop_token second = lock.lost();
+    memory.erase("k");
+    memory.advance(5s);
+    CHECK(second.stop_requested());
+    CHECK_FALSE(first.stop_requested());
+    CHECK(lock.lost().stop_requested());
+}
+
+TEST_CASE("a callback may unlock, destroy or lock again what was lost", "[renewal]") {
+    Memory memory;
+    auto lock = std::make_unique<RedisLock<Memory>>(memory, "k", renewed);
+    bool called = false;
+    std::function<void()> react;
+    SECTION("unlock") {
+        react = [&] { lock->unlock(); };
+    }
+    SECTION("destroy") {
+        react = [&] { lock.reset(); };
+    }
+    SECTION("lock again") {
+        react = [&] { lock->unlock(), lock->lock(); };
+    }
+    const std::stop_callback callback{lock->lost(), [&] {
+                                          called = true;
+                                          react();
+                                      }};
+    memory.erase("k");
+    memory.advance(5s);
+    CHECK(called);
+    memory.advance(1min);
+    CHECK((!lock || lock->unlock() != Unlocked::stolen));
+    CHECK_FALSE(memory.get("k"));
+}
+
+TEST_CASE("a lease moves with its lock, and is renewed on", "[renewal]") {
+    Memory memory;
+    RedisLock first{memory, "k", renewed};
+    const std::stop_token lost = first.lost();
+    RedisLock second{std::move(first)}, third{memory, "another", renewed};
+    swap(second, third);
+    memory.advance(1min);
+    CHECK((third.owns_lock() && third.key() == "k" && !lost.stop_requested()));
+    second = std::move(third); // which unlocks the other one
+    memory.advance(1min);
+    CHECK((second.owns_lock() && second.lost() == lost));
+    CHECK_FALSE(memory.get("another"));
+}
+
+TEST_CASE("an adopted lease is renewed too", "[renewal]") {
+    Memory memory;
+    RedisLock giver{memory, "k", 10s};
+    RedisLock taker{memory, "k", renewed, std::adopt_lock, giver.detach()};
+    memory.advance(1min);
+    CHECK(taker.owns_lock());
+}
+
+TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happens to its connection",
+          "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.tcp_uri()};
+    RedisLock lock{redis, "k", {.ttl = 600ms, .renew = true}};
+    const Watch watch{redis, lock.lost()};
+    for (const TimePoint end = now() + 3s; now() < end;) {
+        server.command({"CLIENT", "KILL", "TYPE", "normal"});
+        server.command({"SCRIPT", "FLUSH"});
+        detail::wait(-1, 0, now() + 150ms);
+        CHECK(lock.owns_lock());
+        CHECK(server.integer({"EXISTS", "k"}) == 1);
+    }
+    CHECK_FALSE(watch.told());
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(server.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("the loss is told before the server's own expiry, whatever becomes of the server", "[redis][renewal]") {
+    test::RedisServer server;
+    server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
+    Redis redis{"unix://holder:p@" + server.socket_path()};
+    for (const bool renew : {true, false}) {
+        const TimePoint asked = now();
+        RedisLock lock{redis, "k", {.ttl = 1s, .renew = renew}};
+        const TimePoint end = now() + lock.remaining();
+        const Watch watch{redis, lock.lost()};
+        SECTION("stopped") { server.stop(); }
+        SECTION("killed") { server.kill(); }
+        SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"}); }
+        CHECK(watch.within(10s));
+        CHECK(watch.when() >= asked + 900ms);
+        CHECK(watch.when() < end + 500ms); // and on a machine that is not busy, before asked + 1 s
+        CHECK_FALSE(lock.owns_lock());
+        server.go_on();
+        if (server.pid() == 0) server.start();
+        server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
+        lock.unlock();
+        server.command({"FLUSHALL"});
+    }
+}
+
+TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal]") {
+    test::RedisServer stuck, well;
+    Redis there{stuck.unix_uri()}, here{well.unix_uri()};
+    RedisLock a{there, "k", {.ttl = 1s, .renew = true}}, b{here, "k", {.ttl = 1s, .renew = true}};
+    const Watch of_a{there, a.lost()}, of_b{here, b.lost()};
+    stuck.stop();
+    CHECK(of_a.within(10s));
+    detail::wait(-1, 0, now() + 1s);
+    CHECK_FALSE(of_b.told());
+    CHECK(b.owns_lock());
+    stuck.go_on();
+}
+
+TEST_CASE("a callback that takes its time holds up no other's", "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    constexpr int many = 8;
+    std::deque<RedisLock<Redis>> locks;
+    std::atomic<int> told{0};
+    std::atomic<bool> go_on{false};
+    std::deque<std::stop_callback<std::function<void()>>> callbacks;
+    for (int i = 0; i < many; ++i) {
+        locks.emplace_back(redis, std::to_string(i), Options{.ttl = 600ms, .renew = true});
+        callbacks.emplace_back(locks.back().lost(), [&] {
+            ++told;
+            while (!go_on) std::this_thread::yield();
+        });
+    }
+    server.command({"FLUSHALL"});
+    for (const TimePoint limit = now() + 10s; told < many && now() < limit;) std::this_thread::yield();
+    CHECK(told == many);
+    RedisLock other{redis, "other", {.ttl = 600ms, .renew = true}};
+    detail::wait(-1, 0, now() + 1s);
+    CHECK(other.owns_lock());
+    go_on = true;
+}
+
+TEST_CASE("renewed locks may be made and unmade by many threads", "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::vector<std::thread> threads;
+    std::atomic<int> unwell{0};
+    for (int i = 0; i < 16; ++i)
+        threads.emplace_back([&, key = "k" + std::to_string(i)] {
+            for (int round = 0; round < 100; ++round) {
+                RedisLock lock{redis,
+                               key,
+                               {.ttl = 10ms + Millis{round % 7}, .renew = true, .answer_timeout = 5ms},
+                               std::defer_lock};
+                try {
+                    if (!lock.try_lock()) ++unwell;
+                    if (round % 3 == 0) detail::wait(-1, 0, now() + 5ms);
+                    if (round % 5 == 0) static_cast<void>(lock.lost());
+                } catch (const std::system_error&) { // on a busy machine 5 ms may be too few
+                }
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(server.is_empty_within(10s));
+    CHECK(unwell < 800);
+}
