@@ -267,3 +267,64 @@ TEST_CASE("a waiter that is stopped while its turn comes and goes does not belie
     CHECK(locked.hear() == '!');
     CHECK(waiter.was_well());
 }
+
+TEST_CASE("a forked child neither renews its parent's leases nor ends them, and renews its own", "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock lock{redis, "k", {.ttl = 1s, .renew = true}};
+    const std::stop_token lost = lock.lost();
+    Child child{[&] {
+        const bool nothing = !lock.owns_lock() && lock.lost().stop_requested() && lock.unlock() == Unlocked::not_held;
+        RedisLock own{redis, "own", {.ttl = 300ms, .renew = true}};
+        detail::wait(-1, 0, now() + 1s);
+        return nothing && own.owns_lock() && !own.lost().stop_requested();
+    }};
+    CHECK(child.was_well());
+    CHECK(server.integer({"EXISTS", "own"}) == 0);
+    CHECK((lock.owns_lock() && !lost.stop_requested()));
+    Child heir{[&] { // it has nothing but what it inherited, and lives on for some leases
+        detail::wait(-1, 0, now() + 2500ms);
+        return true;
+    }};
+    static_cast<void>(lock.detach()); // the parent lets the lease run out
+    CHECK(server.is_empty_within(2s));
+    CHECK(heir.was_well());
+}
+
+TEST_CASE("a process that exits with renewed locks alive ends at once, and their keys with their ttl",
+          "[redis][process]") {
+    test::RedisServer server;
+    const TimePoint start = now();
+    Child child{[&]() -> bool {
+        static Redis redis{server.unix_uri()};
+        static RedisLock outlives_main{redis, "static", {.ttl = 2s, .renew = true}};
+        const RedisLock on_the_stack{redis, "stack", {.ttl = 2s, .renew = true}};
+        std::exit(on_the_stack.owns_lock() && outlives_main.owns_lock() ? 0 : 1);
+    }};
+    CHECK(child.was_well());
+    CHECK(now() < start + 5s);
+    CHECK(server.integer({"EXISTS", "static"}) == 0); // its destructor ran
+    CHECK(server.is_empty_within(10s));
+}
+
+TEST_CASE("a holder that was stopped past its lease is told so as soon as it goes on", "[redis][process]") {
+    test::RedisServer server;
+    Pipe holding, told;
+    Child holder{[&] {
+        Redis redis{server.unix_uri()};
+        RedisLock lock{redis, "k", {.ttl = 600ms, .renew = true}};
+        const std::stop_callback callback{lock.lost(), [&] { told.say('!'); }};
+        holding.say('!');
+        ::pause();
+        return false;
+    }};
+    holding.hear();
+    holder.signal(SIGSTOP);
+    Redis redis{server.unix_uri()};
+    RedisLock next{redis, "k", 10s};
+    const TimePoint start = now();
+    holder.signal(SIGCONT);
+    CHECK(told.hear() == '!');
+    CHECK(now() < start + 5s);
+    CHECK(next.owns_lock());
+}

@@ -91,7 +91,9 @@ public:
         asking_ = false;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return now;
-        renew_at_ = outcome == Outcome::confirmed ? asked + options.ttl / 3 : now + (lease.end() - now) / 16 + slack();
+        const auto pause =
+            std::max<TimePoint::duration>((lease.end() - now) / 16, Millis{1}); // ever shorter to the end
+        renew_at_ = outcome == Outcome::confirmed ? asked + options.ttl / 3 : now + pause + slack();
         return next();
     }
 

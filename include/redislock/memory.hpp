@@ -82,14 +82,17 @@ public:
 
     /// Simulated: renewals are due, and losses told, as the time moves on, in the thread that moves it.
     void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
-        if (real_) return renewer_.keep(holding, when);
         const std::lock_guard guard{mutex_};
+        if (real_) {
+            if (!renewer_) renewer_.emplace(*this);
+            return renewer_->keep(holding, when);
+        }
         holding->due = when;
         kept_.push_back(holding);
     }
     void drop(detail::Holding& holding) noexcept {
-        if (real_) return renewer_.drop(holding);
         const std::lock_guard guard{mutex_};
+        if (renewer_) return renewer_->drop(holding);
         std::erase_if(kept_, [&](const auto& other) { return other.get() == &holding; });
     }
 
@@ -371,7 +374,7 @@ private:
     TimePoint::duration latency_{0};
     std::uint64_t tokens_ = 0;
     std::vector<std::shared_ptr<detail::Holding>> kept_;
-    detail::Renewer<Port> renewer_{*this};
+    std::optional<detail::Renewer<Port>> renewer_; ///< in real time
 };
 
 static_assert(Backend<Memory>);

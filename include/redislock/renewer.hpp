@@ -106,7 +106,7 @@ public:
             const std::lock_guard guard{mutex_};
             over_ = true;
         }
-        wake_.set();
+        alarm_.set(TimePoint{});
         if (thread_.joinable()) thread_.join();
     }
 
@@ -115,7 +115,7 @@ public:
         if (!thread_.joinable()) thread_ = quiet_thread([this] { run(); });
         Holding* const address = holding.get();
         agenda_.insert_or_assign({address->due = first, address}, std::move(holding));
-        if (first < sleeps_until_) wake_.set();
+        if (first < sleeps_until_) alarm_.set(sleeps_until_ = first);
     }
 
     /// The thread has no part in it any more, but for an answer that comes late, which Holding ignores.
@@ -147,10 +147,11 @@ private:
             heralds_.relieve(now());
             {
                 const std::lock_guard guard{mutex_};
-                sleeps_until_ = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;
+                const TimePoint next = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;
+                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due()});
+                alarm_.set(sleeps_until_);
             }
-            wait(port_.fd(), port_.events(), {std::min({sleeps_until_, port_.due(), heralds_.due()}), wake_.fd()});
-            wake_.clear();
+            wait(port_.fd(), port_.events(), {TimePoint::max(), alarm_.fd()});
         }
     }
 
@@ -182,7 +183,7 @@ private:
 
     Port port_;
     Heralds heralds_;
-    Signal wake_;
+    Alarm alarm_;
     std::mutex mutex_;
     Agenda agenda_;
     std::vector<Renewal> to_send_;

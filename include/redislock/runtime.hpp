@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,9 +67,32 @@ public:
 
     int fd() const noexcept { return fd_; }
     void set() const noexcept { ::eventfd_write(fd_, 1); }
-    void clear() const noexcept {
-        eventfd_t ignored = 0;
-        ::eventfd_read(fd_, &ignored);
+
+private:
+    int fd_;
+};
+
+/// A descriptor that can be read from a moment on, of the clock of leases: also when the machine has slept over it, unlike a
+/// time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
+class Alarm {
+public:
+    Alarm() : fd_{::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK)} {
+        if (fd_ < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
+    }
+    Alarm(const Alarm&) = delete;
+    Alarm& operator=(const Alarm&) = delete;
+    ~Alarm() { ::close(fd_); }
+
+    int fd() const noexcept { return fd_; }
+
+    /// In place of the moment that was set before. TimePoint::max() is never.
+    void set(TimePoint moment) const noexcept {
+        const auto span = std::max(moment.time_since_epoch(), TimePoint::duration{1});
+        const auto seconds = std::chrono::floor<std::chrono::seconds>(span);
+        itimerspec setting{};
+        if (moment != TimePoint::max())
+            setting.it_value = {static_cast<time_t>(seconds.count()), static_cast<long>((span - seconds).count())};
+        ::timerfd_settime(fd_, TFD_TIMER_ABSTIME, &setting, nullptr);
     }
 
 private:
