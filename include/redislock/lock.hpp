@@ -245,9 +245,9 @@ private:
         return Outcome::unknown;
     }
 
-    /// How long a waiter stands in line at most, before he asks anew from its end. A waiter whose machine has vanished is
-    /// given his turn, in vain, for as long as that.
-    static constexpr Millis longest_queue{60'000};
+    /// How long a waiter stands in line at most, before he asks anew from its end. One whose machine has vanished is given
+    /// his turn, in vain, for as long as that, if the server does not notice it by itself.
+    static constexpr Millis longest_queue{std::chrono::hours{1}};
 
     /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
     /// answer time-out; and each question has that time-out too, or what is left until the last word.

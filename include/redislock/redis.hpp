@@ -50,7 +50,8 @@ public:
                                     [&](detail::Session& other) { return other.announce(question); });
             });
         });
-        if (!answer.why.detail.empty()) answer.why.detail.insert(0, address_.text() + ": ");
+        const std::string address = address_.text() + ": ";
+        if (!answer.why.detail.empty() && !answer.why.detail.starts_with(address)) answer.why.detail.insert(0, address);
         return answer;
     }
 

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <memory>
 #include <stop_token>
 
 #if defined(_WIN32)
@@ -104,19 +105,19 @@ class StopSignal {
 public:
     explicit StopSignal(const std::stop_token& token) {
         if (!token.stop_possible()) return;
-        signal_.emplace();
-        callback_.emplace(token, Set{*signal_});
+        signal_ = std::make_unique<Signal>();
+        callback_.emplace(token, Set{signal_.get()});
     }
 
     int fd() const noexcept { return signal_ ? signal_->fd() : -1; }
 
 private:
     struct Set {
-        const Signal& signal;
-        void operator()() const noexcept { signal.set(); }
+        const Signal* signal;
+        void operator()() const noexcept { signal->set(); }
     };
 
-    std::optional<Signal> signal_;
+    std::unique_ptr<Signal> signal_;
     std::optional<std::stop_callback<Set>> callback_;
 };
 
