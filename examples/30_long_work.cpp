@@ -8,7 +8,6 @@
 using namespace std::chrono_literals;
 using redislock::Outcome;
 
-// [long_work]
 constexpr redislock::Millis lease_time = 3s, longest_step = 2s; // no step takes longer than that
 
 /// False: the lease can't be relied upon for another step. It may have ended, so somebody else may have the lock.
@@ -28,7 +27,6 @@ bool import_all(redislock::Redis& redis, int steps) {
     }
     return lock.owns_lock(); // what was done last was done in time
 }
-// [long_work]
 
 int main() try {
     const char* url = std::getenv("REDIS_URL");
