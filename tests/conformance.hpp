@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 
+#include <redislock/inspect.hpp>
 #include <redislock/lock.hpp>
 
 #include <mutex>
@@ -33,6 +34,7 @@ public:
         SECTION("an extension never shortens, never re-creates, never takes over") { extend(); }
         SECTION("a granted key lives for its ttl, and no longer") { expiry(); }
         SECTION("a key of another type, or without an expiry, is busy") { foreign_keys(); }
+        SECTION("who has a key can be seen, and be made to give it up") { inspection(); }
         SECTION("a key may hold any byte") { binary_keys(); }
         SECTION("a question whose deadline has passed is answered at once") { late_question(); }
         SECTION("an acquire with patience waits for its turn, and says so") { patience(); }
@@ -134,6 +136,27 @@ private:
         }
     }
 
+    void inspection() {
+        CHECK_FALSE(inspect(backend_, key_));
+        CHECK(force_unlock(backend_, key_, a_) == Unlocked::expired);
+        Lock lock{backend_, key_, unit * 10};
+        const std::optional<Holder> holder = inspect(backend_, key_);
+        REQUIRE(holder);
+        CHECK(holder->token() == lock.token());
+        CHECK((holder->remaining > unit * 9 && holder->remaining <= unit * 10));
+        CHECK(force_unlock(backend_, key_, a_) == Unlocked::stolen);
+        CHECK(force_unlock(backend_, key_, *holder->token()) == Unlocked::confirmed);
+        CHECK(lock.unlock() == Unlocked::expired);
+        world_.put(key_, "somebody", std::nullopt);
+        CHECK((inspect(backend_, key_)->value == "somebody" && !inspect(backend_, key_)->token()));
+        CHECK_FALSE(inspect(backend_, key_)->remaining);
+        world_.erase(key_);
+        world_.put_hash(key_);
+        CHECK(inspect(backend_, key_)->value.empty());
+        CHECK(reason([&] { return inspect(backend_, ""); }) == Errc::bad_key);
+        CHECK(reason([&] { return force_unlock(backend_, "", a_); }) == Errc::bad_key);
+    }
+
     void binary_keys() {
         std::set<std::string> keys;
         for (int byte = 0; byte < 256; ++byte) keys.insert(std::string{static_cast<char>(byte)});
@@ -171,7 +194,7 @@ private:
         ask(Verb::acquire, a_, unit * 5);
         const TimePoint before = backend_.now();
         Request request{Verb::acquire, key_, b_, unit, {later(before, unit * 10), stop.fd()}, unit * 5};
-        CHECK(backend_.ask(request).verdict == Verdict::unknown);
+        CHECK(backend_.ask(request).verdict != Verdict::yes);
         CHECK(backend_.now() < before + unit);
         CHECK(ask(Verb::release, a_, unit).verdict == Verdict::yes);
         CHECK(ask(Verb::acquire, a_, unit, unit).verdict == Verdict::yes);

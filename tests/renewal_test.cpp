@@ -229,6 +229,40 @@ TEST_CASE("an adopted lease is renewed too", "[renewal]") {
     CHECK(taker.owns_lock());
 }
 
+TEST_CASE("a late answer to another lease's renewal changes nothing for this one", "[renewal]") {
+    detail::Holding holding{"k", renewed};
+    const Token first = Token::from_bits(1, 1), second = Token::from_bits(2, 2);
+    const TimePoint start{1h};
+    const auto granted = [&](const Token& token, TimePoint asked) {
+        holding.lease.ask(token, asked, renewed.ttl);
+        holding.lease.answered({Verdict::yes}, asked);
+        return holding.keep(asked);
+    };
+    const TimePoint due = granted(first, start);
+    CHECK(due < start + 4s);
+    CHECK(holding.step(due).act == detail::Holding::Step::Act::renew);
+    holding.drop();
+    holding.lease = Lease{renewed};
+    granted(second, start + 5s);
+    CHECK_FALSE(holding.answered(first, {Verdict::no, {Errc::expired, {}}}, due, start + 5s));
+    CHECK(holding.held(start + 5s));
+    CHECK(holding.step(start + 9s).act == detail::Holding::Step::Act::renew);
+    CHECK(holding.answered(second, {Verdict::yes}, start + 9s, start + 9s) > start + 9s);
+}
+
+TEST_CASE("who asks for the signal of a lease that was found over before is told at once", "[renewal]") {
+    detail::Holding holding{"k", renewed};
+    const TimePoint start{1h};
+    holding.lease.ask(Token::from_bits(1, 1), start, renewed.ttl);
+    holding.lease.answered({Verdict::yes}, start);
+    holding.keep(start);
+    CHECK(holding.step(start + 10s).act == detail::Holding::Step::Act::tell);
+    CHECK_FALSE(holding.listeners());
+    holding.listen();
+    CHECK(holding.over(start + 10s));
+    CHECK_FALSE(holding.over(start + 9s));
+}
+
 TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happens to its connection",
           "[redis][renewal]") {
     test::RedisServer server;

@@ -281,10 +281,10 @@ TEST_CASE("a server with no room for another connection keeps its waiters", "[re
     test::RedisServer server;
     Redis redis{server.unix_uri(), {.idle_connections = 0}};
     RedisLock holder{redis, "k", 60s};
-    Waiters waiters{server, redis, looks_often};
+    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 2s}};
     waiters.add(2);
     server.command({"CONFIG", "SET", "maxclients", "3"}); // they and we
-    detail::wait(-1, 0, now() + 1s);                      // for several looks
+    detail::wait(-1, 0, now() + 2500ms);                  // for two looks
     CHECK(waiters.failures == 0);
     CHECK(server.blocked_clients() == 2);
     server.command({"CONFIG", "SET", "maxclients", "100"});

@@ -77,8 +77,11 @@ public:
                 bytes.remove_prefix(static_cast<std::size_t>(sent));
             else if (errno == EAGAIN || errno == EWOULDBLOCK)
                 return true;
-            else if (errno != EINTR)
-                return fail(Errc::disconnected, sentence(errno));
+            else if (errno != EINTR) {
+                const std::string reason = sentence(errno);
+                hear_out();
+                return fail(Errc::disconnected, reason);
+            }
         }
         return good() || fail(Errc::disconnected, "not connected");
     }
@@ -200,6 +203,13 @@ private:
             return fail(Errc::protocol_error, reader_->errstr);
         whole_ = reply != nullptr;
         return whole_ && (reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3"));
+    }
+
+    /// One who hangs up on us may have said why.
+    void hear_out() {
+        char bytes[1024];
+        if (fed(bytes, ::recv(socket_.fd(), bytes, sizeof bytes, MSG_DONTWAIT)) && parsed() && reply_.is_error())
+            objection_.swap(reply_.text);
     }
 
     /// What recv() has returned is handed to the parser. False: there was nothing, which may be the end of the connection.

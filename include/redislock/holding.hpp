@@ -85,9 +85,11 @@ public:
     }
 
     /// An extension with this token, asked at `asked`, was answered. Returns when to come back: at once, if the lease is lost.
-    TimePoint answered(const Token& token, const Answer& answer, TimePoint asked, TimePoint now) noexcept {
+    /// Nothing, if it was another lease's.
+    std::optional<TimePoint> answered(const Token& token, const Answer& answer, TimePoint asked,
+                                      TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
-        if (!kept_ || lease.token() != token) return TimePoint::max();
+        if (!kept_ || lease.token() != token) return std::nullopt;
         asking_ = false;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return now;
@@ -110,18 +112,16 @@ public:
         return outcome;
     }
 
-    /// Requested when the lease is lost; already, if it isn't held.
-    std::stop_token lost(TimePoint now) {
-        std::stop_source source{std::nostopstate};
-        bool already = false;
-        {
-            const std::lock_guard guard{mutex};
-            if (!lost_) lost_.emplace();
-            source = *lost_;
-            already = !lease.held(now) || (kept_ && now >= give_up_);
-        }
-        if (already) source.request_stop();
-        return source.get_token();
+    /// What is requested when the lease is lost. Whoever calls this looks at over() afterwards: a renewer that found it over
+    /// before has told nobody.
+    std::stop_source listen() {
+        const std::lock_guard guard{mutex};
+        if (!lost_) lost_.emplace();
+        return *lost_;
+    }
+    bool over(TimePoint now) const noexcept {
+        const std::lock_guard guard{mutex};
+        return !lease.held(now) || (kept_ && now >= give_up_);
     }
 
     /// Whom to tell of the loss, outside the mutex; nobody, if nobody has asked.

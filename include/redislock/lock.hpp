@@ -130,9 +130,10 @@ public:
     /// locking again. The first call for a lease that is not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
         State& state = own();
-        const TimePoint now = state.backend.now();
-        if (state.held(now) && !state.kept()) share(state);
-        return state.lost(now);
+        if (state.held(state.backend.now()) && !state.kept()) share(state);
+        std::stop_source source = state.listen();
+        if (state.over(state.backend.now())) source.request_stop();
+        return source.get_token();
     }
 
     /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does, the key

@@ -103,6 +103,17 @@ public:
             line_.begin(), line_.end(), [&](const Waiter* waiter) { return waiter->message.key == key; }));
     }
 
+    /// Who has the key: at once.
+    Answer inspect(std::string_view key, const Deadline&, Holder& holder) {
+        const std::lock_guard guard{mutex_};
+        carry_out_until(time());
+        const Entry* entry = find(key, time());
+        if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
+        holder.value = entry->value;
+        if (entry->expiry != TimePoint::max()) holder.remaining = std::chrono::floor<Millis>(entry->expiry - time());
+        return {Verdict::yes};
+    }
+
     /// Time passes, while nobody waits. Simulated time only.
     void advance(Millis span) { pause(later(now(), span)); }
 
@@ -237,8 +248,10 @@ private:
             simulated_ = std::max(simulated_, holding->due);
             const detail::Holding::Step step = holding->step(simulated_);
             holding->due = step.next;
-            if (step.act == Act::renew)
-                holding->due = holding->answered(step.token, renewed(*holding, step.token), simulated_, simulated_);
+            if (step.act == Act::renew) {
+                const Answer answer = renewed(*holding, step.token);
+                holding->due = holding->answered(step.token, answer, simulated_, simulated_).value_or(step.next);
+            }
             if (holding->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), holding));
             if (auto listeners = holding->listeners(); step.act == Act::tell && listeners) {
                 guard.unlock();

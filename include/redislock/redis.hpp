@@ -55,6 +55,12 @@ public:
         return answer;
     }
 
+    /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
+    Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
+        return located(
+            with_session(deadline, [&](detail::Session& session) { return session.inspect(key, deadline, holder); }));
+    }
+
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
     void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
         Pool& pool = this->pool();
@@ -72,6 +78,13 @@ public:
     }
 
 private:
+    /// Errors tell which server it was.
+    Answer located(Answer answer) const {
+        const std::string address = address_.text() + ": ";
+        if (!answer.why.detail.empty() && !answer.why.detail.starts_with(address)) answer.why.detail.insert(0, address);
+        return answer;
+    }
+
     /// With one from the pool, or else a new one, if it's open by the deadline.
     template <class Use>
     Answer with_session(const Deadline& deadline, Use use) {

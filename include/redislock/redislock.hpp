@@ -5,6 +5,7 @@
 #define REDISLOCK_VERSION_MINOR 1
 #define REDISLOCK_VERSION_PATCH 0
 
+#include "inspect.hpp"
 #include "lock.hpp"
 #include "memory.hpp"
 #include "redis.hpp"

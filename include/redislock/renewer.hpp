@@ -129,9 +129,9 @@ private:
 
     void run() {
         const auto answered = [this](const Renewal& renewal, const Answer& answer) {
-            const TimePoint next = renewal.holding->answered(renewal.token, answer, renewal.asked, now());
+            const auto next = renewal.holding->answered(renewal.token, answer, renewal.asked, now());
             const std::lock_guard guard{mutex_};
-            reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), next);
+            if (next) reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), *next);
         };
         for (;;) {
             {
@@ -164,7 +164,7 @@ private:
             const auto current = entry++;
             Holding& holding = *current->second;
             const Holding::Step step = holding.step(now);
-            if (step.next == current->first.first) continue;
+            if (step.act == Holding::Step::Act::nothing && step.next == current->first.first) continue;
             if (step.act == Holding::Step::Act::renew)
                 to_send_.push_back(
                     {current->second, step.token, now, std::min(step.next, now + holding.options.answers_within())});

@@ -12,10 +12,10 @@ class Session {
 public:
     bool open(const std::vector<Endpoint>& endpoints, const Greeting& greeting, const Deadline& deadline) {
         if (!connection_.open(endpoints, deadline) || !connection_.write(greeting.bytes(), deadline))
-            return refuse(connection_.failure());
+            return refuse(why_not());
         for (std::size_t nth = 0; nth < greeting.awaited(); ++nth) {
             const Reply* reply = connection_.read(deadline);
-            if (reply == nullptr) return refuse(connection_.failure());
+            if (reply == nullptr) return refuse(why_not());
             if (Failure objection = greeting.objection(nth, *reply)) return refuse(std::move(objection));
         }
         if (greeting.has_name()) connection_.owe_reply();
@@ -44,6 +44,28 @@ public:
     Answer announce(const Request& request) {
         return run(request, announce_by_sha(request), announce_by_body, {},
                    [this](const Reply& reply) { return announced(reply); });
+    }
+
+    /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known.
+    Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
+        if (!connection_.write(formatted({"GET", key}) + formatted({"PTTL", key}), deadline)) return not_sent();
+        const Reply* value = connection_.read(deadline);
+        if (value == nullptr) return unanswered();
+        const bool is_string = value->type == REDIS_REPLY_STRING;
+        const bool is_other = value->is_error() && meaning(value->text) == Errc::wrong_type;
+        Answer answer{Verdict::yes};
+        if (is_string)
+            holder.value = value->text;
+        else if (value->is_error() && !is_other)
+            answer = {Verdict::no, {meaning(value->text), value->text}};
+        const Reply* left = connection_.read(deadline);
+        if (left == nullptr) return unanswered();
+        if (answer.verdict != Verdict::yes) return answer;
+        if (left->is_error()) return {Verdict::no, {meaning(left->text), left->text}};
+        if (left->type != REDIS_REPLY_INTEGER) return not_understood();
+        if (left->integer == -2 || (!is_string && !is_other)) return {Verdict::no, {Errc::expired, {}}};
+        if (left->integer >= 0) holder.remaining = Millis{left->integer};
+        return answer;
     }
 
     bool reusable() { return connection_.reusable(); }
@@ -201,16 +223,16 @@ private:
 
     std::string_view undo(const Request& request) { return unanswered_(request, release_by_body); }
 
-    /// A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
-    Answer unanswered() const {
-        Answer answer{Verdict::unknown, connection_.failure()};
-        const std::string& said = connection_.objection();
-        if (answer.why.code == Errc::disconnected && (said.starts_with("DENIED") || meaning(said) == Errc::max_clients))
-            answer.why = {meaning(said), said};
-        return answer;
-    }
+    Answer unanswered() const { return {Verdict::unknown, why_not()}; }
+    Answer not_sent() const { return {Verdict::no, why_not()}; }
 
-    Answer not_sent() const { return {Verdict::no, connection_.failure()}; }
+    /// A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
+    Failure why_not() const {
+        const std::string& said = connection_.objection();
+        const bool refused = said.starts_with("DENIED") || meaning(said) == Errc::max_clients;
+        if (connection_.failure().code == Errc::disconnected && refused) return {meaning(said), said};
+        return connection_.failure();
+    }
 
     Answer not_understood() {
         connection_.close();

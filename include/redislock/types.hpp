@@ -208,6 +208,15 @@ struct Options {
     Millis recheck() const noexcept { return std::max(answers_within() / 2, Millis{1}); }
 };
 
+/// Who has a key, as inspect() tells it.
+struct Holder {
+    std::string value;               ///< what the key holds; binary, and empty if it is no string
+    std::optional<Millis> remaining; ///< until the key goes by itself; nothing: it does not
+
+    /// The proof of ownership, if the value can be one: for force_unlock(), or to be compared with a lock's own.
+    std::optional<Token> token() const noexcept { return Token::from_hex(value); }
+};
+
 namespace detail {
 inline std::string in_ms(Millis value) { return std::to_string(value.count()) + " ms"; }
 

@@ -137,6 +137,9 @@ void measure(const char* transport, const std::string& uri, redisContext* contex
     std::vector<Contender> contenders;
     contenders.push_back({"hiredis by hand", [&] { by_hand.cycle(); }});
     contenders.push_back({"RedisLock, scoped", [&] { redislock::RedisLock lock{redis, key, 10s}; }});
+    contenders.push_back({"RedisLock, scoped and renewed", [&] {
+                              redislock::RedisLock lock{redis, key, {.ttl = 10s, .renew = true}};
+                          }});
     contenders.push_back({"RedisLock, kept", [&] {
                               kept.lock();
                               if (kept.unlock() != redislock::Unlocked::confirmed) std::exit(1);

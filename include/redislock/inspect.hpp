@@ -1,0 +1,33 @@
+/// For operators and their tools: who has a key, and to take it from a holder who can't give it back. It holds nothing itself.
+#pragma once
+
+#include "backend.hpp"
+
+namespace redislock {
+
+/// Who has the key now; nothing if it is free. What is told may be over as it is read. Blocks for at most `answer_timeout`.
+/// Throws std::system_error as RedisLock does, and Errc::bad_key.
+template <class B>
+std::optional<Holder> inspect(B& backend, std::string_view key, Millis answer_timeout = Millis{1'000}) {
+    detail::check_key(key);
+    Holder holder{};
+    const Answer answer = backend.inspect(key, later(backend.now(), answer_timeout), holder);
+    if (answer.verdict == Verdict::yes) return holder;
+    if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) return std::nullopt;
+    raise(answer.why);
+}
+
+/// Deletes the key, if it holds this token: compare-and-delete, so that a lease that was granted meanwhile is left alone. The
+/// holder, if it still lives, learns of it at its next renewal or release; those who wait have their turn at once.
+/// Blocks for at most `answer_timeout`. Throws Errc::bad_key.
+template <Backend B>
+Unlocked force_unlock(B& backend, std::string_view key, const Token& token, Millis answer_timeout = Millis{1'000}) {
+    detail::check_key(key);
+    const Answer answer =
+        backend.ask({Verb::release, key, token, Options::shortest_ttl, later(backend.now(), answer_timeout)});
+    if (answer.verdict == Verdict::yes) return Unlocked::confirmed;
+    if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) return Unlocked::expired;
+    return answer.verdict == Verdict::no && answer.why.code == Errc::stolen ? Unlocked::stolen : Unlocked::unknown;
+}
+
+} // namespace redislock
