@@ -116,6 +116,8 @@ TEST_CASE("a forked child's own locks work, on connections of its own", "[redis]
     CHECK(parents.unlock() == Unlocked::confirmed);
 }
 
+// The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator new.
+#if !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child forked while other threads use the same Redis is not stuck with their mutex", "[redis][process]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
@@ -135,6 +137,7 @@ TEST_CASE("a child forked while other threads use the same Redis is not stuck wi
     done = true;
     for (std::thread& thread : threads) thread.join();
 }
+#endif
 
 TEST_CASE("tokens are distinct over forks and threads' worth of draws", "[process]") {
     std::set<std::string> seen;

@@ -142,6 +142,7 @@ TEST_CASE("the holder's own extension that finds the lease gone tells it at once
     const Watch watch{memory, lock.lost()};
     memory.erase("k");
     CHECK(lock.extend(20s) == Outcome::expired);
+    memory.advance(0ms);
     CHECK(watch.told());
 }
 
@@ -258,8 +259,10 @@ TEST_CASE("who asks for the signal of a lease that was found over before is told
     holding.keep(start);
     CHECK(holding.step(start + 10s).act == detail::Holding::Step::Act::tell);
     CHECK_FALSE(holding.listeners());
-    holding.listen();
+    CHECK(holding.listen().second);
+    CHECK_FALSE(holding.listen().second);
     CHECK(holding.over(start + 10s));
+    CHECK(holding.extended(holding.copy().token(), {Verdict::yes}, start, 20s, start + 9s) == Outcome::expired);
     CHECK_FALSE(holding.over(start + 9s));
 }
 

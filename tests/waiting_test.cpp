@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <deque>
+#include <set>
 #include <thread>
 
 using namespace redislock;
@@ -482,4 +483,64 @@ TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster
         waits.join();
         CHECK(waiter.unlock() == Unlocked::confirmed);
     }
+}
+
+TEST_CASE("a turn that comes after we gave up is undone, also where a new connection would have to say who it is",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    server.command({"CONFIG", "SET", "requirepass", "secret"});
+    server.command({"AUTH", "secret"});
+    for (const char* uri : {"unix://:secret@", "unix://:secret@"}) {
+        Redis redis{uri + server.socket_path() + "?db=1"};
+        server.command({"SELECT", "1"});
+        server.command({"SET", "k", "dead", "PX", "300"});
+        {
+            RedisLock waiter{redis, "k", {.ttl = 60s, .answer_timeout = 400ms}, std::defer_lock};
+            std::thread stops{[&] {
+                wait_until([&] { return server.blocked_clients() == 1; });
+                server.stop();
+            }};
+            CHECK_FALSE(waiter.try_lock_for(500ms));
+            stops.join();
+        }
+        server.go_on();
+        wait_until([&] { return server.blocked_clients() == 0; });
+        wait_until([&] { return server.integer({"EXISTS", "k"}) == 0; });
+    }
+}
+
+TEST_CASE("no two keys have companions in common, and one key's trouble with them is not another's",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::set<std::string> names;
+    const std::vector<std::string> keys{"k", "{k}", "{k}x", "{", "}", "{}", "{{}}", "{{}", "{}}", "k}", "{k"};
+    for (const std::string& key : keys) {
+        const detail::Companions companions{key};
+        names.insert({companions.waiting, companions.turn, companions.given});
+    }
+    CHECK(names.size() == 3 * keys.size());
+    server.command({"SET", "{bad}:redislock:turn", "somebody else's"});
+    RedisLock bad{redis, "bad", looks_seldom}, unlucky{redis, "bad", looks_seldom, std::defer_lock};
+    CHECK_FALSE(unlucky.try_lock_for(20ms));
+    auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", looks_seldom);
+    Waiters waiters{server, redis, looks_seldom};
+    waiters.add();
+    holder.reset();
+    waiters.join();
+    CHECK(waiters.order().size() == 1);
+}
+
+TEST_CASE("a server with no room for another connection, whose holder dies, lets its waiters go on",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri(), {.idle_connections = 0}};
+    static_cast<void>(RedisLock{redis, "k", {.ttl = 2s}}.detach());
+    RedisLock waiter{redis, "k", looks_often, std::defer_lock};
+    std::thread waits{[&] { static_cast<void>(waiter.try_lock_for(20s)); }};
+    wait_until([&] { return server.blocked_clients() == 1; });
+    server.command({"CONFIG", "SET", "maxclients", "2"});
+    waits.join();
+    CHECK(waiter.owns_lock());
+    server.command({"CONFIG", "SET", "maxclients", "100"});
 }

@@ -15,6 +15,7 @@ struct Renewal {
     std::shared_ptr<Holding> holding;
     Token token;
     TimePoint asked, deadline;
+    bool in_full = false; ///< with the whole script, and not its name
 
     Request request() const noexcept { return {Verb::extend, holding->key, token, holding->options.ttl, deadline}; }
 };
@@ -29,7 +30,11 @@ public:
     short events() const noexcept { return static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN); }
 
     /// When the next answer is overdue.
-    TimePoint due() const noexcept { return under_way_.empty() ? TimePoint::max() : under_way_.front().deadline; }
+    TimePoint due() const noexcept {
+        TimePoint first = TimePoint::max();
+        for (const Renewal& renewal : under_way_) first = std::min(first, renewal.deadline);
+        return first;
+    }
 
     void send(Renewal renewal) {
         out_ += extend_by_sha(renewal.request());
@@ -43,7 +48,10 @@ public:
         if (phase_ == Phase::connecting && wait(fd(), POLLOUT, TimePoint{}) && connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
         if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
-        if (phase_ == Phase::ready && flush(out_)) receive(answered);
+        if (phase_ == Phase::ready) {
+            flush(out_);
+            receive(answered);
+        }
         if (phase_ != Phase::closed && !connection_.good()) fail(connection_.failure(), answered);
         if (due() <= now) fail({Errc::timed_out, "renewing"}, answered);
     }
@@ -94,7 +102,7 @@ private:
             if (reply == nullptr) return;
             Renewal renewal = std::move(under_way_.front());
             under_way_.pop_front();
-            if (reply->is_error() && reply->text.starts_with("NOSCRIPT")) {
+            if (reply->is_error() && reply->text.starts_with("NOSCRIPT") && !std::exchange(renewal.in_full, true)) {
                 out_ += extend_by_body(renewal.request());
                 under_way_.push_back(std::move(renewal));
             } else {

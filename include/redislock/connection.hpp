@@ -113,6 +113,8 @@ public:
             if (parsed()) {
                 if (owed_ == 0) return &reply_;
                 --owed_;
+            } else if (good() && reader_->len - reader_->pos > longest_reply) {
+                fail(Errc::protocol_error, "the reply is too long");
             } else if (more && good()) {
                 char bytes[16 * 1024];
                 more = fed(bytes, ::recv(socket_.fd(), bytes, sizeof bytes, MSG_DONTWAIT));
@@ -152,6 +154,10 @@ public:
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
 
+    /// After last words: a socket to be kept until the server has read them, for one that finds us gone as it writes what it
+    /// owes us reads no further. It can be read when there is no more need for it.
+    Socket take_lingering() noexcept { return std::move(lingering_); }
+
     /// Ends it, for a reason that only its user can know.
     void refuse(Failure why) {
         failure_ = std::move(why);
@@ -186,7 +192,11 @@ private:
             char bytes[4096];
             const ssize_t got = receive(bytes, sizeof bytes, deadline);
             if (got < 0 && errno == ETIMEDOUT) {
-                ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+                if (!last_words.empty()) {
+                    ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+                    ::shutdown(socket_.fd(), SHUT_WR);
+                    lingering_ = std::move(socket_);
+                }
                 return fail(Errc::timed_out, "waiting for a reply");
             }
             if (fed(bytes, got)) received += static_cast<std::size_t>(got);
@@ -259,7 +269,7 @@ private:
         void operator()(redisReader* reader) const noexcept { ::redisReaderFree(reader); }
     };
 
-    Socket socket_;
+    Socket socket_, lingering_;
     std::unique_ptr<redisReader, FreeReader> reader_;
     Reply reply_;
     bool whole_ = false;

@@ -36,7 +36,7 @@ public:
     TimePoint keep(TimePoint asked) noexcept {
         const std::lock_guard guard{mutex};
         kept_ = true;
-        asking_ = false;
+        asking_ = told_ = false;
         renew_at_ = options.renew ? asked + options.ttl / 3 : TimePoint::max();
         give_up_ = options.max_hold ? later(asked, *options.max_hold) : TimePoint::max();
         return next();
@@ -78,7 +78,10 @@ public:
     Step step(TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_) return {Step::Act::nothing, TimePoint::max()};
-        if (!lease.held(now) || now >= give_up_) return {Step::Act::tell, TimePoint::max()};
+        if (!lease.held(now) || now >= give_up_) {
+            told_ = !lease.held(now);
+            return {Step::Act::tell, TimePoint::max()};
+        }
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         asking_ = true;
         return {Step::Act::renew, next(), lease.token()};
@@ -100,24 +103,18 @@ public:
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.
-    Outcome extended(const Token& token, const Answer& answer, TimePoint asked, Millis ttl, TimePoint now) {
-        Outcome outcome = Outcome::expired;
-        bool lost = false;
-        {
-            const std::lock_guard guard{mutex};
-            if (lease.token() == token) outcome = lease.extended(answer, asked, ttl, now);
-            lost = kept_ && !lease.held(now);
-        }
-        if (const auto to_tell = listeners(); lost && to_tell) std::stop_source{*to_tell}.request_stop();
-        return outcome;
+    Outcome extended(const Token& token, const Answer& answer, TimePoint asked, Millis ttl, TimePoint now) noexcept {
+        const std::lock_guard guard{mutex};
+        return told_ || lease.token() != token ? Outcome::expired : lease.extended(answer, asked, ttl, now);
     }
 
-    /// What is requested when the lease is lost. Whoever calls this looks at over() afterwards: a renewer that found it over
-    /// before has told nobody.
-    std::stop_source listen() {
+    /// What is requested when the lease is lost, and whether it's new. If so, a renewer that found the lease over() before has
+    /// told nobody.
+    std::pair<std::stop_source, bool> listen() {
         const std::lock_guard guard{mutex};
-        if (!lost_) lost_.emplace();
-        return *lost_;
+        const bool fresh = !lost_;
+        if (fresh) lost_.emplace();
+        return {*lost_, fresh};
     }
     bool over(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
@@ -143,6 +140,7 @@ private:
 
     bool kept_ = false;
     bool asking_ = false; ///< an extension is under way
+    bool told_ = false;   ///< that the lease is over: no clock that was read before revives it
     TimePoint renew_at_{}, give_up_{};
     std::optional<std::stop_source> lost_{};
 };

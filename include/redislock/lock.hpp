@@ -73,7 +73,7 @@ public:
     ~RedisLock() { let_go(!state_ || state_->options.confirm_release); }
 
     /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
-    /// has lasted for the answer time-out since it was noticed, so within twice that. What was granted unknown to us is undone.
+    /// has lasted for the answer time-out since it was noticed, so within three times that. What was granted unknown to us is undone.
     void lock() { acquire(TimePoint::max(), {}); }
 
     /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever thread.
@@ -112,12 +112,18 @@ public:
     /// out of bounds; all else is the outcome, and after unknown the lease is as it was.
     [[nodiscard]] Outcome extend(Millis ttl) {
         detail::check_ttl(ttl);
-        State& state = own();
-        const TimePoint asked = state.backend.now();
-        Lease lease = state.copy();
+        own();
+        const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
+        const TimePoint asked = state->backend.now();
+        const Lease lease = state->copy();
         switch (lease.state(asked)) {
-        case Lease::State::held:
-            return extend(state, lease.token(), ttl, std::min(lease.end(), asked + state.options.answers_within()));
+        case Lease::State::held: {
+            const TimePoint limit = std::min(lease.end(), asked + state->options.answers_within());
+            const Outcome outcome = extend(*state, lease.token(), ttl, limit);
+            const TimePoint now = state->backend.now();
+            if (state->kept() && !state->held(now)) state->backend.keep(state, now); // whose thread tells of the loss
+            return outcome;
+        }
         case Lease::State::lost: return lease.loss();
         case Lease::State::lapsed: return Outcome::expired;
         default: return Outcome::not_held;
@@ -126,13 +132,13 @@ public:
 
     /// Is requested when the lease is lost: refused when it was to be extended, renewed for `max_hold`, or ended by the clock,
     /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run in a thread of their
-    /// own, at once, and may take their time; to unlock there is allowed. Each lease has a token of its own: ask again after
+    /// own, at once, and may take their time; to unlock there is allowed, if nobody else uses the lock from then on. Each lease has a token of its own: ask again after
     /// locking again. The first call for a lease that is not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
         State& state = own();
         if (state.held(state.backend.now()) && !state.kept()) share(state);
-        std::stop_source source = state.listen();
-        if (state.over(state.backend.now())) source.request_stop();
+        auto [source, fresh] = state.listen();
+        if (fresh && state.over(state.backend.now())) source.request_stop();
         return source.get_token();
     }
 
@@ -209,7 +215,12 @@ private:
     /// From now on the lease is renewed, if that is wanted, and its end watched.
     void share(State& state) {
         const TimePoint first = state.keep(state.lease.end() - state.options.usable());
-        state.backend.keep(state_, first);
+        try {
+            state.backend.keep(state_, first);
+        } catch (...) {
+            state.drop();
+            throw;
+        }
     }
     static void unshare(State& state) noexcept {
         if (state.drop()) state.backend.drop(state);

@@ -57,6 +57,7 @@ public:
         const Fault fault = next_fault();
         const TimePoint arrival = time() + std::exchange(delay_, Millis::zero()) + latency_ / 2;
         TimePoint reply = arrival + latency_ / 2;
+        if (!real_) keep_until(guard, std::min(arrival, request.deadline.at));
         Answer answer{Verdict::unknown};
         if (fault != Fault::request_lost && fault != Fault::reset_before) {
             answer = deliver(request, request.verb, arrival);
@@ -88,7 +89,7 @@ public:
             return renewer_->keep(holding, when);
         }
         holding->due = when;
-        kept_.push_back(holding);
+        if (std::find(kept_.begin(), kept_.end(), holding) == kept_.end()) kept_.push_back(holding);
     }
     void drop(detail::Holding& holding) noexcept {
         const std::lock_guard guard{mutex_};

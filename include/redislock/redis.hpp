@@ -94,11 +94,25 @@ private:
             if (!session->open(endpoints_, greeting_, deadline)) return {Verdict::no, session->failure()};
         }
         Answer answer = use(*session);
-        if (session->good())
+        if (session->good()) {
             keep(std::move(session));
-        else if (!detail::stopped(deadline))
-            forget_idle();
+        } else {
+            linger(session->take_lingering());
+            if (!detail::stopped(deadline)) forget_idle();
+        }
         return answer;
+    }
+
+    /// The sockets on which last words were said, the latest of them, each for a while.
+    void linger(detail::Socket socket) noexcept try {
+        constexpr std::size_t most = 64;
+        Pool& pool = this->pool();
+        const std::lock_guard guard{pool.mutex};
+        std::erase_if(pool.lingering, [now = now()](const auto& entry) { return entry.second <= now; });
+        if (!socket) return;
+        if (pool.lingering.size() >= most) pool.lingering.erase(pool.lingering.begin());
+        pool.lingering.emplace_back(std::move(socket), later(now(), std::chrono::seconds{10}));
+    } catch (...) { // no room for it: it's closed
     }
 
     static RedisOptions checked(RedisOptions options) {
@@ -114,6 +128,7 @@ private:
         const unsigned generation = detail::generation();
         std::mutex mutex{};
         std::vector<std::unique_ptr<detail::Session>> idle{};
+        std::vector<std::pair<detail::Socket, TimePoint>> lingering{};
         std::atomic<detail::Renewer<detail::Channel>*> renewer{nullptr}; ///< of a parent it is left as it is
     };
 

@@ -26,14 +26,16 @@ std::thread quiet_thread(Work work) {
 }
 
 /// Requests stops, in threads that callbacks may block for as long as they like. Losses are rare: a thread is started when
-/// there is something to tell, and another one if that has not been told within 2 ms; each ends when nothing is left.
+/// there is something to tell, and one more for each that has not been told within 2 ms; they end when nothing is left.
 class Heralds {
 public:
+    Heralds() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
+
     void tell(std::stop_source source, TimePoint now) {
         {
             const std::lock_guard guard{shared_->mutex};
+            if (shared_->untold.empty()) relieve_at_ = now + Millis{2};
             shared_->untold.push_back(std::move(source));
-            relieve_at_ = now + Millis{2};
             if (shared_->threads > 0) return;
         }
         add();
@@ -42,7 +44,7 @@ public:
     void relieve(TimePoint now) {
         if (now < due()) return;
         relieve_at_ = now + Millis{2};
-        add();
+        for (std::size_t left = untold(); left > 0; --left) add();
     }
 
     /// When somebody else is to take on what is held up by a callback.
@@ -80,13 +82,22 @@ private:
             ++shared_->threads;
         }
         try {
-            quiet_thread([shared = shared_] { run(*shared); }).detach();
-        } catch (const std::system_error&) { // no thread is to be had: then in this one
+            quiet_thread([shared = shared_, mask = programs_mask_] {
+                ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); // what callbacks start is the program's again
+                run(*shared);
+            }).detach();
+        } catch (...) { // no thread is to be had: then in this one
             run(*shared_);
         }
     }
 
+    std::size_t untold() const {
+        const std::lock_guard guard{shared_->mutex};
+        return shared_->untold.size();
+    }
+
     std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+    sigset_t programs_mask_{};
     TimePoint relieve_at_{};
 };
 
@@ -114,6 +125,7 @@ public:
         const std::lock_guard guard{mutex_};
         if (!thread_.joinable()) thread_ = quiet_thread([this] { run(); });
         Holding* const address = holding.get();
+        agenda_.erase({address->due, address});
         agenda_.insert_or_assign({address->due = first, address}, std::move(holding));
         if (first < sleeps_until_) alarm_.set(sleeps_until_ = first);
     }
@@ -129,22 +141,25 @@ private:
 
     void run() {
         const auto answered = [this](const Renewal& renewal, const Answer& answer) {
+            const std::lock_guard guard{mutex_}; // first, for no other lease of the holding is to come in between
             const auto next = renewal.holding->answered(renewal.token, answer, renewal.asked, now());
-            const std::lock_guard guard{mutex_};
             if (next) reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), *next);
         };
         for (;;) {
-            {
-                const std::lock_guard guard{mutex_};
-                if (over_) return;
-                take_steps(now());
+            try {
+                {
+                    const std::lock_guard guard{mutex_};
+                    if (over_) return;
+                    take_steps(now());
+                }
+                for (std::stop_source& source : to_tell_) heralds_.tell(std::move(source), now());
+                to_tell_.clear();
+                for (Renewal& renewal : to_send_) port_.send(std::move(renewal));
+                to_send_.clear();
+                port_.advance(now(), answered);
+                heralds_.relieve(now());
+            } catch (const std::bad_alloc&) { // a renewal may be lost by that; when its lease ends, that is told
             }
-            for (Renewal& renewal : to_send_) port_.send(std::move(renewal));
-            to_send_.clear();
-            for (std::stop_source& source : to_tell_) heralds_.tell(std::move(source), now());
-            to_tell_.clear();
-            port_.advance(now(), answered);
-            heralds_.relieve(now());
             {
                 const std::lock_guard guard{mutex_};
                 const TimePoint next = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;

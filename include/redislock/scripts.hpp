@@ -16,7 +16,8 @@ struct Companions {
         const auto open = key.find('{');
         const auto close = open == key.npos ? key.npos : key.find('}', open + 1);
         const bool tagged = close != key.npos && close > open + 1;
-        const std::string prefix = (tagged ? std::string{key} : "{" + std::string{key} + "}") + ":redislock:";
+        const std::string name{key}; // whose companions are no other key's: k has {k}:redislock:..., and so has {k} not
+        const std::string prefix = tagged ? name + ":redislock:tagged:" : "{" + name + "}:redislock:";
         waiting = prefix + "waiting";
         turn = prefix + "turn";
         given = prefix + "given";

@@ -29,7 +29,7 @@ public:
         switch (request.verb) {
         case Verb::acquire:
             if (request.patience <= Millis::zero()) return acquire(request);
-            if (line_ != Line::forbidden && request.patience >= shortest_block) return stand_in_line(request, look);
+            if (request.key != polls_for_ && request.patience >= shortest_block) return stand_in_line(request, look);
             return acquire_or_look(in_time(request));
         case Verb::extend: return settle(request, extend_(request, extend_by_sha), extend_by_body, {});
         default: // a release whose script must be known even if nobody hears of it
@@ -70,6 +70,7 @@ public:
 
     bool reusable() { return connection_.reusable(); }
     bool good() const noexcept { return connection_.good(); }
+    Socket take_lingering() noexcept { return connection_.take_lingering(); }
     const Failure& failure() const noexcept { return failure_; }
 
 private:
@@ -110,7 +111,7 @@ private:
         const Deadline end = within(request, request.patience);
         const Deadline soon = request.first_answer(now());
         Answer seen;
-        if (line_ == Line::untried) {
+        if (!proven_) {
             seen = announce(in_time(request));
             if (!seen.is_busy()) return good() ? line_refused(in_time(request), seen) : Answer{Verdict::no, seen.why};
             if (!connection_.write(block, soon)) return not_sent();
@@ -123,11 +124,15 @@ private:
             else
                 seen = reply->is_error() ? refused(request, *reply) : announced(*reply);
         }
+        TimePoint held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
         while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
-            Request question = request;
-            question.deadline = within(request, request.recheck);
-            Answer latest = look(question);
-            if (latest.why.code != Errc::max_clients) seen = std::move(latest); // else there is this connection yet
+            Answer latest = look(in_time(request));
+            // Where no other connection is to be had there is this one yet, and its place, while the holder has time left.
+            const bool no_other = latest.why.code == Errc::max_clients || latest.why.code == Errc::unreachable;
+            if (!no_other || now() >= held_until) {
+                seen = std::move(latest);
+                held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
+            }
         }
         // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
         const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
@@ -135,7 +140,8 @@ private:
         const Reply* turn = connection_.read(seen.is_busy() ? request.deadline : TimePoint{}, last_words);
         if (turn == nullptr) return seen.is_busy() ? unanswered() : Answer{Verdict::unknown, seen.why};
         const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
-        line_ = blocked ? Line::permitted : Line::forbidden;
+        proven_ = blocked;
+        if (!blocked) polls_for_ = request.key;
         Answer answer = acquired(request, last_words);
         if (nudged) connection_.owe_reply();
         answer.queued = blocked;
@@ -163,7 +169,7 @@ private:
 
     /// To those who may not stand in line a busy key is told like to those who don't want to.
     Answer line_refused(const Request& request, const Answer& seen) {
-        if (!seen.is_trouble() && seen.why.code != Errc::out_of_memory) line_ = Line::forbidden;
+        if (!seen.is_trouble() && seen.why.code != Errc::out_of_memory) polls_for_ = request.key;
         return acquire_or_look(request);
     }
 
@@ -259,12 +265,10 @@ private:
     /// What is left for a block to be worth it: a few ms are lost to rounding.
     static constexpr Millis shortest_block{5};
 
-    /// Whether this server lets this user wait for a turn.
-    enum class Line { untried, permitted, forbidden };
-
     Connection connection_;
     Failure failure_;
-    Line line_ = Line::untried;
+    bool proven_ = false;   ///< that this server lets this user wait for a turn
+    std::string polls_for_; ///< the key for which it last did not
     PreparedCommand acquire_, extend_, release_, unanswered_;
 };
 

@@ -204,8 +204,9 @@ struct Options {
     Millis usable() const noexcept { return ttl - allowance(ttl); }
     Millis answers_within() const noexcept { return answer_timeout.value_or(std::min(usable() / 3, Millis{1'000})); }
 
-    /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out.
-    Millis recheck() const noexcept { return std::max(answers_within() / 2, Millis{1}); }
+    /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out, but
+    /// not more often than is any good.
+    Millis recheck() const noexcept { return std::max(answers_within() / 2, std::min(ttl / 2, Millis{10})); }
 };
 
 /// Who has a key, as inspect() tells it.
