@@ -78,7 +78,7 @@ struct Duration {
         long long count = -1;
         std::string unit;
         in >> count;
-        if (in && in.peek() != std::istream::traits_type::eof()) in >> unit;
+        if (in && !in.eof()) in >> unit;
         const Millis one = unit == "ms" ? 1ms : unit == "s" ? 1s : unit == "m" ? 1min : unit == "h" ? 1h : 0ms;
         if (count < 0 || count > 1'000'000'000 || (one == 0ms && (count != 0 || !unit.empty())))
             in.setstate(std::ios::failbit);
