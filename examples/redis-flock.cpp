@@ -21,6 +21,7 @@
 
 using namespace std::chrono_literals;
 using namespace std::string_literals;
+using redislock::Errc;
 using redislock::Millis;
 using redislock::RedisLock;
 using redislock::Unlocked;
@@ -52,23 +53,13 @@ Not covered: processes that leave the command's process group; a redis-flock tha
 nothing until it goes on; a redis-flock that is killed (SIGKILL) takes the command with it, but not the command's children,
 nor a command that is setuid; the key then goes with its ttl.)";
 
-enum Exit {
-    usage = 64,
-    no_server = 69,
-    system_refuses = 71,
-    held = 75,
-    lost = 79,
-    not_executable = 126,
-    not_found = 127,
-    by_signal = 128
-};
+enum Exit { usage = 64, no_server = 69, system_refuses = 71, held = 75, lost = 79, by_signal = 128 };
 
-struct Ending : std::runtime_error {
-    Ending(int exit_status, const std::string& why) : std::runtime_error{why}, status{exit_status} {}
-    int status;
-};
-
-[[noreturn]] void refused(const char* what) { throw std::system_error{errno, std::generic_category(), what}; }
+/// What a system call returned, if that isn't an error.
+int good(int result) {
+    if (result < 0) throw std::system_error{errno, std::generic_category()};
+    return result;
+}
 
 /// As the options write it. To be read whole, or not at all.
 struct Duration {
@@ -100,92 +91,69 @@ struct Settings {
     }
 };
 
-class Descriptor {
-public:
-    explicit Descriptor(int fd) : fd_{fd} {
-        if (fd_ < 0) refused("no descriptor");
-    }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    ~Descriptor() { ::close(fd_); }
-    int fd() const { return fd_; }
-
-private:
-    int fd_;
+/// Can be read once something has happened, in whichever thread. This and the other descriptors stay open to the end.
+struct Event {
+    const int fd = good(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    void happen() const { ::eventfd_write(fd, 1); }
 };
 
-/// Can be read once something has happened, in whichever thread.
-class Event : public Descriptor {
-public:
-    Event() : Descriptor{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
-    void happen() const { ::eventfd_write(fd(), 1); }
-};
-
-/// The signals to pass on, but for those that whoever started us has ignored, and the news of a child: as something to wait for.
+/// The signals to pass on, but for those that whoever started us ignores, and the news of children: as something to wait for.
 class Signals {
 public:
     Signals() {
         ::signal(SIGCHLD, SIG_DFL); // where it is ignored, a child leaves no status
-        sigset_t blocked = ours();
-        ::sigaddset(&blocked, SIGTTOU); // which would stop us when we take back the terminal
-        ::pthread_sigmask(SIG_BLOCK, &blocked, &before_);
+        sigset_t set;
+        ::sigemptyset(&set);
+        ::sigaddset(&set, SIGCHLD);
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2}) {
+            struct sigaction action {};
+            ::sigaction(number, nullptr, &action);
+            if (action.sa_handler != SIG_IGN) ::sigaddset(&set, number);
+        }
+        fd_ = good(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+        ::sigaddset(&set, SIGTTOU); // it would stop us when we take back the terminal
+        ::pthread_sigmask(SIG_BLOCK, &set, &before_);
     }
 
     const sigset_t& mask_before() const { return before_; }
 
     /// Returns when one has come, or the event (then true), or when the time is up, if there is a limit.
     bool wait(const Event* event, std::optional<Millis> limit = {}) const {
-        pollfd entries[] = {{descriptor_.fd(), POLLIN, 0}, {event ? event->fd() : -1, POLLIN, 0}};
-        ::poll(entries, 2, limit ? static_cast<int>(std::min(limit->count(), Millis{1h}.count())) : -1);
+        pollfd entries[] = {{fd_, POLLIN, 0}, {event ? event->fd : -1, POLLIN, 0}};
+        ::poll(entries, 2, limit ? static_cast<int>(std::min(*limit, Millis{1h}).count()) : -1);
         return entries[1].revents != 0;
     }
 
     /// One that has come and is to be passed on; 0 if there is none.
     int next() const {
         signalfd_siginfo info{};
-        while (::read(descriptor_.fd(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
+        while (::read(fd_, &info, sizeof info) == static_cast<ssize_t>(sizeof info))
             if (info.ssi_signo != SIGCHLD) return static_cast<int>(info.ssi_signo);
         return 0;
     }
 
 private:
-    static sigset_t ours() {
-        sigset_t set;
-        ::sigemptyset(&set);
-        ::sigaddset(&set, SIGCHLD);
-        for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2}) {
-            struct sigaction action {};
-            ::sigaction(signal, nullptr, &action);
-            if (action.sa_handler != SIG_IGN) ::sigaddset(&set, signal);
-        }
-        return set;
-    }
-
+    int fd_ = -1;
     sigset_t before_{};
-    const sigset_t ours_ = ours();
-    Descriptor descriptor_{::signalfd(-1, &ours_, SFD_CLOEXEC | SFD_NONBLOCK)};
 };
 
 /// The command, in a process group of its own.
 class Command {
 public:
     Command(char** words, const sigset_t& mask) {
-        if (::pipe2(failure_, O_CLOEXEC) != 0) refused("pipe");
+        good(::pipe2(failure_, O_CLOEXEC));
         ::prctl(PR_SET_CHILD_SUBREAPER, 1); // whom it leaves behind becomes our child: then we see the group's end
         const pid_t parent = ::getpid();
-        pid_ = ::fork();
+        pid_ = good(::fork());
         if (pid_ == 0) become(words, mask, parent);
-        const int error = errno;
         ::close(failure_[1]);
-        if (pid_ < 0) throw std::system_error{error, std::generic_category(), "fork"};
         ::setpgid(pid_, pid_); // here as in the child, for whoever comes first
     }
     Command(const Command&) = delete;
     Command& operator=(const Command&) = delete;
     ~Command() {
-        if (running()) signal(SIGKILL);
+        if (running()) signal(SIGKILL), ::waitpid(pid_, nullptr, 0);
         if (has_terminal_) ::tcsetpgrp(STDIN_FILENO, ::getpgrp());
-        ::close(failure_[0]);
     }
 
     void signal(int number) const { ::kill(-pid_, number); }
@@ -193,7 +161,12 @@ public:
     bool running() const { return !status_; }
 
     /// Also when the command itself has ended.
-    bool group_lives() const { return ::waitpid(-pid_, nullptr, WNOHANG) == 0; }
+    bool group_lives() const {
+        pid_t pid = 0;
+        while ((pid = ::waitpid(-pid_, nullptr, WNOHANG)) > 0) {
+        }
+        return pid == 0;
+    }
 
     /// Takes notice of what became of our children.
     void reap(const Settings& settings) {
@@ -210,13 +183,12 @@ public:
         }
     }
 
-    /// Of the command that has ended, as an exit status of ours. Throws if it never began.
-    int status(const char* name) const {
+    /// Of the command that has ended: why it never began; 0 if it did.
+    int failure() const {
         int error = 0;
-        if (::read(failure_[0], &error, sizeof error) == static_cast<ssize_t>(sizeof error))
-            throw Ending{error == ENOENT ? not_found : not_executable, name + ": "s + std::strerror(error)};
-        return WIFSIGNALED(*status_) ? by_signal + WTERMSIG(*status_) : WEXITSTATUS(*status_);
+        return ::read(failure_[0], &error, sizeof error) > 0 ? error : 0;
     }
+    int status() const { return WIFSIGNALED(*status_) ? by_signal + WTERMSIG(*status_) : WEXITSTATUS(*status_); }
 
 private:
     /// Other threads of ours may have held any mutex: here are only calls that a signal handler may make, too.
@@ -228,7 +200,7 @@ private:
         ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
         ::execvp(words[0], words);
         const int error = errno;
-        ::_exit(::write(failure_[1], &error, sizeof error) > 0 ? not_found : not_executable);
+        ::_exit(::write(failure_[1], &error, sizeof error) > 0 ? 127 : 126);
     }
 
     /// Where we have it; and not where we share it with those that our output is piped to.
@@ -251,7 +223,7 @@ int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
     int signal = 0;
     for (bool waiting = true; waiting && signal == 0; signal = signals.next()) waiting = !signals.wait(&over);
     if (signal != 0) stop.request_stop();
-    if (!locked.get() && signal == 0) throw Ending{held, "somebody else holds \"" + settings.key + "\""};
+    if (!locked.get() && signal == 0) redislock::raise({Errc::busy, settings.key});
     return signal;
 }
 
@@ -296,13 +268,18 @@ int run(const Settings& settings, char** words) {
 
     Command command{words, signals.mask_before()};
     if (!ended_in_time(command, lock, settings, signals)) return lost;
-    const int status = command.status(words[0]);
+    if (const int error = command.failure()) {
+        settings.say(words[0] + ": "s + std::strerror(error));
+        return error == ENOENT ? 127 : 126;
+    }
+    const bool ours = lock.owns_lock();
     const Unlocked outcome = lock.unlock();
-    if (outcome == Unlocked::confirmed) return status;
-    if (outcome != Unlocked::unknown)
-        throw Ending{lost, "the lease was lost before the command ended, with status " + std::to_string(status)};
-    settings.say("the release was not confirmed: the key may stay until its ttl is over");
-    return status;
+    if (outcome != Unlocked::confirmed && !(outcome == Unlocked::unknown && ours)) {
+        settings.say("the lease was lost before the command ended, with status " + std::to_string(command.status()));
+        return lost;
+    }
+    if (outcome == Unlocked::unknown) settings.say("no answer to the release: the key may stay for its ttl");
+    return command.status();
 }
 
 /// Asks, and takes nothing.
@@ -314,16 +291,13 @@ int show_status(const Settings& settings) {
         server.path.empty() ? ::redisConnectWithTimeout(server.host.c_str(), std::stoi(server.port), patience)
                             : ::redisConnectUnixWithTimeout(server.path.c_str(), patience),
         &::redisFree};
+    if (!context || context->err) redislock::raise({Errc::unreachable, server.text()});
     const auto ask = [&](const char* format, const auto&... words) {
-        const bool connected = context && !context->err;
-        void* answer = connected ? ::redisCommand(context.get(), format, words...) : nullptr;
+        void* answer = ::redisCommand(context.get(), format, words...);
         const std::unique_ptr<redisReply, decltype(&::freeReplyObject)> reply{static_cast<redisReply*>(answer),
                                                                               &::freeReplyObject};
-        if (!reply || reply->type == REDIS_REPLY_ERROR)
-            throw Ending{no_server, server.text() + ": " +
-                                        (reply     ? reply->str
-                                         : context ? context->errstr
-                                                   : "no memory")};
+        if (!reply) redislock::raise({Errc::disconnected, server.text() + ": " + context->errstr});
+        if (reply->type == REDIS_REPLY_ERROR) redislock::raise({Errc::server_error, server.text() + ": " + reply->str});
         return reply->integer;
     };
     if (!server.user.empty())
@@ -332,20 +306,17 @@ int show_status(const Settings& settings) {
         ask("AUTH %s", server.password.c_str());
     if (server.db != 0) ask("SELECT %u", server.db);
     const long long left = ask("PTTL %s", settings.key.c_str());
-    if (!settings.quiet)
-        std::cout << (left == -2   ? "free"
-                      : left == -1 ? "held, without an end"
-                                   : "held, for " + std::to_string(left) + " ms unless it is renewed")
-                  << '\n';
+    const std::string end = left == -1 ? "without an end" : "for " + std::to_string(left) + " ms if it isn't renewed";
+    if (!settings.quiet) std::cout << (left == -2 ? "free" : "held, " + end) << '\n';
     return left == -2 ? 0 : held;
 }
 
 /// As an exit status.
 int cause(const std::error_code& code) {
-    using redislock::Errc;
     if (code.category() != redislock::category()) return system_refuses;
     if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
-    return code == Errc::no_expiry || code == Errc::wrong_type ? held : no_server;
+    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return held;
+    return no_server;
 }
 
 class Manual : public CLI::Formatter {
@@ -396,9 +367,6 @@ int main(int argc, char** argv) {
 
     try {
         return settings.status ? show_status(settings) : run(settings, words);
-    } catch (const Ending& ending) {
-        settings.say(ending.what());
-        return ending.status;
     } catch (const std::system_error& error) {
         settings.say(error.what());
         return cause(error.code());
