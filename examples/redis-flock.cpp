@@ -23,8 +23,8 @@ using namespace std::chrono_literals;
 using namespace std::string_literals;
 using redislock::Errc;
 using redislock::Millis;
-using redislock::RedisLock;
 using redislock::Unlocked;
+using Lock = redislock::RedisLock<redislock::Redis>;
 using Clock = std::chrono::steady_clock;
 
 namespace {
@@ -83,11 +83,13 @@ struct Settings {
     std::string url = "redis://127.0.0.1:6379";
     Duration ttl{30s};
     std::optional<Duration> wait{}, kill_after{};
-    bool status = false, quiet = false;
+    bool nonblock = false, status = false, quiet = false;
 
     Millis grace() const { return kill_after ? kill_after->span : ttl.span / 6; }
+    /// Where nobody reads, nothing: we must not be held up.
     void say(const std::string& text) const {
-        if (!quiet) std::cerr << "redis-flock: " + text + '\n';
+        pollfd err{STDERR_FILENO, POLLOUT, 0};
+        if (!quiet && ::poll(&err, 1, 0) == 1) std::cerr << "redis-flock: " + text + '\n';
     }
 };
 
@@ -111,7 +113,7 @@ public:
             if (action.sa_handler != SIG_IGN) ::sigaddset(&set, number);
         }
         fd_ = good(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-        ::sigaddset(&set, SIGTTOU); // it would stop us when we take back the terminal
+        for (const int number : {SIGTTOU, SIGPIPE}) ::sigaddset(&set, number); // from the terminal, and for what we say
         ::pthread_sigmask(SIG_BLOCK, &set, &before_);
     }
 
@@ -210,14 +212,13 @@ private:
     std::optional<int> status_{};
 };
 
-using Lock = RedisLock<redislock::Redis>;
-
 /// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the wait.
 int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
     std::stop_source stop;
     const Event over;
     auto locked = std::async(std::launch::async, [&] {
         const std::shared_ptr<const Event> at_the_end{&over, [](const Event* event) { event->happen(); }};
+        if (settings.nonblock) return lock.try_lock();
         return settings.wait ? lock.try_lock_for(settings.wait->span, stop.get_token()) : lock.lock(stop.get_token());
     });
     int signal = 0;
@@ -232,26 +233,21 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
     const Event lease_lost;
     const std::stop_callback callback{lock.lost(), [&] { lease_lost.happen(); }};
     std::optional<Clock::time_point> kill_at;
-    bool killed = false;
     for (;;) {
         command.reap(settings);
         if (!command.running() && !(kill_at && command.group_lives())) return !kill_at;
         while (const int signal = signals.next()) command.signal(signal);
         const Millis left = lock.remaining();
         if (!kill_at && left <= settings.grace()) {
-            settings.say(left > 0ms ? "the lease can't be renewed" : "the lease is lost");
+            kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
             command.signal(SIGTERM);
             command.signal(SIGCONT); // it may be stopped
-            kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
+            settings.say(left > 0ms ? "the lease can't be renewed" : "the lease is lost");
         }
-        std::optional<Millis> limit;
-        if (!kill_at)
-            limit = left - settings.grace();
-        else if (!killed)
-            limit = std::max(std::chrono::ceil<Millis>(*kill_at - Clock::now()), 0ms);
-        if (kill_at && limit == 0ms) {
+        std::optional<Millis> limit = left - settings.grace();
+        if (kill_at) limit = std::chrono::ceil<Millis>(*kill_at - Clock::now());
+        if (kill_at && limit <= 0ms) {
             command.signal(SIGKILL);
-            killed = true;
             limit.reset();
         }
         signals.wait(kill_at ? nullptr : &lease_lost, limit);
@@ -319,13 +315,6 @@ int cause(const std::error_code& code) {
     return no_server;
 }
 
-class Manual : public CLI::Formatter {
-    std::string make_usage(const CLI::App*, std::string name) const override {
-        return "Usage: " + name + " --key KEY [OPTION]... -- COMMAND [ARGUMENT]...\n       " + name +
-               " --key KEY --status [OPTION]...\n";
-    }
-};
-
 } // namespace
 
 int main(int argc, char** argv) {
@@ -336,22 +325,19 @@ int main(int argc, char** argv) {
     Settings settings;
     CLI::App app{"Runs a command while it holds a lock on a Redis server, which no other client can hold then.",
                  "redis-flock"};
-    app.formatter(std::make_shared<Manual>());
+    app.get_formatter()->label("OPTIONS", "OPTION]... -- COMMAND [ARGUMENT"); // in the usage
     app.footer(manual);
     app.add_option("--key", settings.key, "what to lock")->required()->type_name("KEY");
     app.add_option("--ttl", settings.ttl, "how long the lock outlives a dead redis-flock (default 30s)");
     const auto wait =
         app.add_option("--wait", settings.wait, "how long to wait for the lock; 0: ask once (default: for ever)");
-    app.add_flag_callback(
-           "--nonblock", [&] { settings.wait = Duration{}; }, "the same as --wait 0")
-        ->excludes(wait);
-    app.add_option(
-        "--kill-after", settings.kill_after,
-        "the time from SIGTERM to SIGKILL when the lease is lost (default a sixth of the ttl; at most half of it)");
+    app.add_flag("--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
+    app.add_option("--kill-after", settings.kill_after,
+                   "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
     for (const char* name : {"--ttl", "--wait", "--kill-after"}) app.get_option(name)->type_name("DURATION");
     app.add_option("--url", settings.url, "the server (default redis://127.0.0.1:6379)")
-        ->envname("REDIS_URL")
-        ->type_name("URL");
+        ->type_name("URL")
+        ->envname("REDIS_URL");
     app.add_flag("--status", settings.status, "only tell whether the key is held");
     app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
     try {
@@ -370,8 +356,5 @@ int main(int argc, char** argv) {
     } catch (const std::system_error& error) {
         settings.say(error.what());
         return cause(error.code());
-    } catch (const std::exception& error) {
-        settings.say(error.what());
-        return system_refuses;
     }
 }
