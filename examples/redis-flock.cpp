@@ -1,0 +1,360 @@
+// flock(1) for a cluster: runs a command while a lock is held, and ends the command before the lock can be another's. How, and
+// with which exit status, is told in `manual`.
+#include <redislock/redislock.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <hiredis/hiredis.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <future>
+#include <iostream>
+
+using namespace std::chrono_literals;
+using namespace std::string_literals;
+using redislock::Errc;
+using redislock::Millis;
+using redislock::Unlocked;
+using Lock = redislock::RedisLock<redislock::Redis>;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr const char* manual = R"(A DURATION is a whole number with a unit: 500ms, 30s, 1m, 2h; or 0.
+
+The lease is renewed while the command runs. When it can't be, the command's process group gets SIGTERM as long before the
+lease's end as --kill-after says, and SIGKILL at its end; when it is lost without warning, because the key was deleted,
+SIGTERM at once and SIGKILL after that time. The lock is released when the command itself has ended, whatever it has left
+behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is a command they
+end the wait. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
+
+The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN.
+
+Exit status: that of the command, 128+N if signal N killed it; or else
+   64  the arguments are wrong
+   69  no server answers, or it refuses
+   71  the system refuses, a process for instance
+   75  the key is held by somebody else: not acquired in time; with --status: held (and 0: free)
+   79  the lease was lost before the command had ended, whatever became of the command
+  126  the command can't be executed
+  127  the command was not found
+128+N  signal N ended the wait for the lock
+
+Not covered: processes that leave the command's process group; a redis-flock that is stopped (SIGSTOP), which can end
+nothing until it goes on; a redis-flock that is killed (SIGKILL) takes the command with it, but not the command's children,
+nor a command that is setuid; the key then goes with its ttl.)";
+
+enum Exit { usage = 64, no_server = 69, system_refuses = 71, held = 75, lost = 79, by_signal = 128 };
+
+/// What a system call returned, if that isn't an error.
+int good(int result) {
+    if (result < 0) throw std::system_error{errno, std::generic_category()};
+    return result;
+}
+
+/// As the options write it. To be read whole, or not at all.
+struct Duration {
+    Millis span{};
+
+    friend std::istream& operator>>(std::istream& in, Duration& duration) {
+        long long count = -1;
+        std::string unit;
+        in >> count;
+        if (in && !in.eof()) in >> unit;
+        const Millis one = unit == "ms" ? 1ms : unit == "s" ? 1s : unit == "m" ? 1min : unit == "h" ? 1h : 0ms;
+        if (count < 0 || count > 1'000'000'000 || (one == 0ms && (count != 0 || !unit.empty())))
+            in.setstate(std::ios::failbit);
+        duration.span = count * one;
+        return in;
+    }
+};
+
+struct Settings {
+    std::string key{};
+    std::string url = "redis://127.0.0.1:6379";
+    Duration ttl{30s};
+    std::optional<Duration> wait{}, kill_after{};
+    bool nonblock = false, status = false, quiet = false;
+
+    Millis grace() const { return kill_after ? kill_after->span : ttl.span / 6; }
+    /// Where nobody reads, nothing: we must not be held up.
+    void say(const std::string& text) const {
+        pollfd err{STDERR_FILENO, POLLOUT, 0};
+        if (!quiet && ::poll(&err, 1, 0) == 1) std::cerr << "redis-flock: " + text + '\n';
+    }
+};
+
+/// Can be read once something has happened, in whichever thread. This and the other descriptors stay open to the end.
+struct Event {
+    const int fd = good(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    void happen() const { ::eventfd_write(fd, 1); }
+};
+
+/// The signals to pass on, but for those that whoever started us ignores, and the news of children: as something to wait for.
+class Signals {
+public:
+    Signals() {
+        ::signal(SIGCHLD, SIG_DFL); // where it is ignored, a child leaves no status
+        sigset_t set;
+        ::sigemptyset(&set);
+        ::sigaddset(&set, SIGCHLD);
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2}) {
+            struct sigaction action {};
+            ::sigaction(number, nullptr, &action);
+            if (action.sa_handler != SIG_IGN) ::sigaddset(&set, number);
+        }
+        fd_ = good(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+        for (const int number : {SIGTTOU, SIGPIPE}) ::sigaddset(&set, number); // from the terminal, and for what we say
+        ::pthread_sigmask(SIG_BLOCK, &set, &before_);
+    }
+
+    const sigset_t& mask_before() const { return before_; }
+
+    /// Returns when one has come, or the event (then true), or when the time is up, if there is a limit.
+    bool wait(const Event* event, std::optional<Millis> limit = {}) const {
+        pollfd entries[] = {{fd_, POLLIN, 0}, {event ? event->fd : -1, POLLIN, 0}};
+        ::poll(entries, 2, limit ? static_cast<int>(std::min(*limit, Millis{1h}).count()) : -1);
+        return entries[1].revents != 0;
+    }
+
+    /// One that has come and is to be passed on; 0 if there is none.
+    int next() const {
+        signalfd_siginfo info{};
+        while (::read(fd_, &info, sizeof info) == static_cast<ssize_t>(sizeof info))
+            if (info.ssi_signo != SIGCHLD) return static_cast<int>(info.ssi_signo);
+        return 0;
+    }
+
+private:
+    int fd_ = -1;
+    sigset_t before_{};
+};
+
+/// The command, in a process group of its own.
+class Command {
+public:
+    Command(char** words, const sigset_t& mask) {
+        good(::pipe2(failure_, O_CLOEXEC));
+        ::prctl(PR_SET_CHILD_SUBREAPER, 1); // whom it leaves behind becomes our child: then we see the group's end
+        const pid_t parent = ::getpid();
+        pid_ = good(::fork());
+        if (pid_ == 0) become(words, mask, parent);
+        ::close(failure_[1]);
+        ::setpgid(pid_, pid_); // here as in the child, for whoever comes first
+    }
+    Command(const Command&) = delete;
+    Command& operator=(const Command&) = delete;
+    ~Command() {
+        if (running()) signal(SIGKILL), ::waitpid(pid_, nullptr, 0);
+        if (has_terminal_) ::tcsetpgrp(STDIN_FILENO, ::getpgrp());
+    }
+
+    void signal(int number) const { ::kill(-pid_, number); }
+
+    bool running() const { return !status_; }
+
+    /// Also when the command itself has ended.
+    bool group_lives() const {
+        pid_t pid = 0;
+        while ((pid = ::waitpid(-pid_, nullptr, WNOHANG)) > 0) {
+        }
+        return pid == 0;
+    }
+
+    /// Takes notice of what became of our children.
+    void reap(const Settings& settings) {
+        int status = 0;
+        for (pid_t pid; (pid = ::waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0;) {
+            if (pid != pid_) continue;
+            if (!WIFSTOPPED(status))
+                status_ = status;
+            else if (has_terminal_ && WSTOPSIG(status) == SIGTSTP)
+                signal(SIGCONT); // else nobody could: no shell knows that it is stopped
+            else
+                settings.say("the command is stopped by signal " + std::to_string(WSTOPSIG(status)) +
+                             "; the lock stays held");
+        }
+    }
+
+    /// Of the command that has ended: why it never began; 0 if it did.
+    int failure() const {
+        int error = 0;
+        return ::read(failure_[0], &error, sizeof error) > 0 ? error : 0;
+    }
+    int status() const { return WIFSIGNALED(*status_) ? by_signal + WTERMSIG(*status_) : WEXITSTATUS(*status_); }
+
+private:
+    /// Other threads of ours may have held any mutex: here are only calls that a signal handler may make, too.
+    [[noreturn]] void become(char** words, const sigset_t& mask, pid_t parent) const {
+        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (::getppid() != parent) ::_exit(system_refuses);
+        ::setpgid(0, 0);
+        if (has_terminal_) ::tcsetpgrp(STDIN_FILENO, ::getpid());
+        ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+        ::execvp(words[0], words);
+        const int error = errno;
+        ::_exit(::write(failure_[1], &error, sizeof error) > 0 ? 127 : 126);
+    }
+
+    /// Where we have it; and not where we share it with those that our output is piped to.
+    const bool has_terminal_ = ::isatty(STDOUT_FILENO) && ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();
+    int failure_[2]; ///< from the child: the errno of its exec
+    pid_t pid_ = -1;
+    std::optional<int> status_{};
+};
+
+/// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the wait.
+int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
+    std::stop_source stop;
+    const Event over;
+    auto locked = std::async(std::launch::async, [&] {
+        const std::shared_ptr<const Event> at_the_end{&over, [](const Event* event) { event->happen(); }};
+        if (settings.nonblock) return lock.try_lock();
+        return settings.wait ? lock.try_lock_for(settings.wait->span, stop.get_token()) : lock.lock(stop.get_token());
+    });
+    int signal = 0;
+    for (bool waiting = true; waiting && signal == 0; signal = signals.next()) waiting = !signals.wait(&over);
+    if (signal != 0) stop.request_stop();
+    if (!locked.get() && signal == 0) redislock::raise({Errc::busy, settings.key});
+    return signal;
+}
+
+/// Until the command has ended; or its whole group, if the lease was lost: false.
+bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const Signals& signals) {
+    const Event lease_lost;
+    const std::stop_callback callback{lock.lost(), [&] { lease_lost.happen(); }};
+    std::optional<Clock::time_point> kill_at;
+    for (;;) {
+        command.reap(settings);
+        if (!command.running() && !(kill_at && command.group_lives())) return !kill_at;
+        while (const int signal = signals.next()) command.signal(signal);
+        const Millis left = lock.remaining();
+        if (!kill_at && left <= settings.grace()) {
+            kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
+            command.signal(SIGTERM);
+            command.signal(SIGCONT); // it may be stopped
+            settings.say(left > 0ms ? "the lease can't be renewed" : "the lease is lost");
+        }
+        std::optional<Millis> limit = left - settings.grace();
+        if (kill_at) limit = std::chrono::ceil<Millis>(*kill_at - Clock::now());
+        if (kill_at && limit <= 0ms) {
+            command.signal(SIGKILL);
+            limit.reset();
+        }
+        signals.wait(kill_at ? nullptr : &lease_lost, limit);
+    }
+}
+
+int run(const Settings& settings, char** words) {
+    redislock::Redis redis{settings.url}; // may block to resolve a name, while signals still end us
+    const Signals signals;
+    Lock lock{redis, settings.key, {.ttl = settings.ttl.span, .renew = true}, std::defer_lock};
+    if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
+    ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
+    ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
+
+    Command command{words, signals.mask_before()};
+    if (!ended_in_time(command, lock, settings, signals)) return lost;
+    if (const int error = command.failure()) {
+        settings.say(words[0] + ": "s + std::strerror(error));
+        return error == ENOENT ? 127 : 126;
+    }
+    const bool ours = lock.owns_lock();
+    const Unlocked outcome = lock.unlock();
+    if (outcome != Unlocked::confirmed && !(outcome == Unlocked::unknown && ours)) {
+        settings.say("the lease was lost before the command ended, with status " + std::to_string(command.status()));
+        return lost;
+    }
+    if (outcome == Unlocked::unknown) settings.say("no answer to the release: the key may stay for its ttl");
+    return command.status();
+}
+
+/// Asks, and takes nothing.
+int show_status(const Settings& settings) {
+    ::signal(SIGPIPE, SIG_IGN); // hiredis would raise it where the server is gone
+    const auto server = redislock::Address::parse(settings.url);
+    constexpr timeval patience{5, 0};
+    const std::unique_ptr<redisContext, decltype(&::redisFree)> context{
+        server.path.empty() ? ::redisConnectWithTimeout(server.host.c_str(), std::stoi(server.port), patience)
+                            : ::redisConnectUnixWithTimeout(server.path.c_str(), patience),
+        &::redisFree};
+    if (!context || context->err) redislock::raise({Errc::unreachable, server.text()});
+    const auto ask = [&](const char* format, const auto&... words) {
+        void* answer = ::redisCommand(context.get(), format, words...);
+        const std::unique_ptr<redisReply, decltype(&::freeReplyObject)> reply{static_cast<redisReply*>(answer),
+                                                                              &::freeReplyObject};
+        if (!reply) redislock::raise({Errc::disconnected, server.text() + ": " + context->errstr});
+        if (reply->type == REDIS_REPLY_ERROR) redislock::raise({Errc::server_error, server.text() + ": " + reply->str});
+        return reply->integer;
+    };
+    if (!server.user.empty())
+        ask("AUTH %s %s", server.user.c_str(), server.password.c_str());
+    else if (!server.password.empty())
+        ask("AUTH %s", server.password.c_str());
+    if (server.db != 0) ask("SELECT %u", server.db);
+    const long long left = ask("PTTL %s", settings.key.c_str());
+    const std::string end = left == -1 ? "without an end" : "for " + std::to_string(left) + " ms if it isn't renewed";
+    if (!settings.quiet) std::cout << (left == -2 ? "free" : "held, " + end) << '\n';
+    return left == -2 ? 0 : held;
+}
+
+/// As an exit status.
+int cause(const std::error_code& code) {
+    if (code.category() != redislock::category()) return system_refuses;
+    if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
+    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return held;
+    return no_server;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    // What follows the first -- is the command's, whatever it looks like.
+    char** const split = std::find(argv + 1, argv + argc, "--"s);
+    char** const words = *split ? split + 1 : split;
+
+    Settings settings;
+    CLI::App app{"Runs a command while it holds a lock on a Redis server, which no other client can hold then.",
+                 "redis-flock"};
+    app.get_formatter()->label("OPTIONS", "OPTION]... -- COMMAND [ARGUMENT"); // in the usage
+    app.footer(manual);
+    app.add_option("--key", settings.key, "what to lock")->required()->type_name("KEY");
+    app.add_option("--ttl", settings.ttl, "how long the lock outlives a dead redis-flock (default 30s)");
+    const auto wait =
+        app.add_option("--wait", settings.wait, "how long to wait for the lock; 0: ask once (default: for ever)");
+    app.add_flag("--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
+    app.add_option("--kill-after", settings.kill_after,
+                   "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
+    for (const char* name : {"--ttl", "--wait", "--kill-after"}) app.get_option(name)->type_name("DURATION");
+    app.add_option("--url", settings.url, "the server (default redis://127.0.0.1:6379)")
+        ->type_name("URL")
+        ->envname("REDIS_URL");
+    app.add_flag("--status", settings.status, "only tell whether the key is held");
+    app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
+    try {
+        app.parse(static_cast<int>(split - argv), argv);
+        if (settings.status == (*words != nullptr))
+            throw CLI::ValidationError{"COMMAND",
+                                       settings.status ? "--status takes none" : "none given; it follows --"};
+        if (settings.grace() > settings.ttl.span / 2)
+            throw CLI::ValidationError{"--kill-after", "at most half of the ttl"};
+    } catch (const CLI::ParseError& error) {
+        return app.exit(error) == 0 ? 0 : usage;
+    }
+
+    try {
+        return settings.status ? show_status(settings) : run(settings, words);
+    } catch (const std::system_error& error) {
+        settings.say(error.what());
+        return cause(error.code());
+    }
+}
