@@ -25,8 +25,8 @@ int main() {
     expect(backup(memory, made) && made == 1, "it is made when nobody else is at it");
 
     {
-        redislock::RedisLock other{memory, "backup", 20s};
-        expect(backup(memory, made) && made == 2, "it waits for another's lease to end");
+        redislock::RedisLock other{memory, "backup", {.ttl = 20s, .renew = false}};
+        expect(backup(memory, made) && made == 2, "it waits for the lease of one that has stopped to end");
         expect(!other.owns_lock(), "and that other can see that its lease is over");
     }
     {

@@ -63,7 +63,8 @@ private:
     }
     Millis left() { return ask(Verb::acquire, backend_.fresh(), 10ms, 1ms).holder_left.value(); }
     bool held_by(const Token& token) { return world_.get(key_) == text(token); }
-    Options with_ttl(Millis ttl) const { return {.ttl = ttl, .answer_timeout = ttl / 2}; }
+    Options not_renewed(Millis ttl) const { return {.ttl = ttl, .renew = false}; }
+    Options with_ttl(Millis ttl) const { return {.ttl = ttl, .renew = false, .answer_timeout = ttl / 2}; }
 
     void acquire() {
         CHECK(ask(Verb::acquire, a_, unit).verdict == Verdict::yes);
@@ -265,7 +266,7 @@ private:
     }
 
     void timed_wait() {
-        Lock holder{backend_, key_, unit * 20};
+        Lock holder{backend_, key_, not_renewed(unit * 20)};
         Lock waiter{backend_, key_, unit * 20, std::defer_lock};
         TimePoint before = backend_.now();
         CHECK_FALSE(waiter.try_lock_for(unit));
@@ -286,10 +287,10 @@ private:
     }
 
     void wait_for_expiry() {
-        Lock dead{backend_, key_, unit};
+        Lock dead{backend_, key_, not_renewed(unit)};
         const TimePoint asked = backend_.now();
         const TimePoint end = asked + dead.remaining();
-        Lock waiter{backend_, key_, unit};
+        Lock waiter{backend_, key_, not_renewed(unit)};
         CHECK(backend_.now() > end);
         CHECK(waiter.owns_lock());
         CHECK_FALSE(dead.owns_lock());
@@ -311,7 +312,7 @@ private:
     }
 
     void stops() {
-        Lock holder{backend_, key_, unit * 2};
+        Lock holder{backend_, key_, not_renewed(unit * 2)};
         Lock waiter{backend_, key_, unit * 2, std::defer_lock};
         std::stop_source stop;
         CHECK_FALSE(waiter.try_lock_for(unit / 4, stop.get_token()));
@@ -325,14 +326,14 @@ private:
     }
 
     void waited_lease() {
-        const Lock dead{backend_, key_, unit * 2};
-        const Lock waiter{backend_, key_, unit * 4};
+        const Lock dead{backend_, key_, not_renewed(unit * 2)};
+        const Lock waiter{backend_, key_, not_renewed(unit * 4)};
         CHECK(waiter.remaining() > unit * 3);
         CHECK(left() >= waiter.remaining());
     }
 
     void lapse() {
-        Lock lock{backend_, key_, unit};
+        Lock lock{backend_, key_, not_renewed(unit)};
         world_.pass(lock.remaining() + 1ms);
         CHECK_FALSE(lock.owns_lock());
         CHECK(lock.remaining() == 0ms);
@@ -341,7 +342,7 @@ private:
     }
 
     void relock() {
-        Lock lock{backend_, key_, unit};
+        Lock lock{backend_, key_, not_renewed(unit)};
         world_.pass(lock.remaining() + 1ms);
         // Somebody keeps the lapsed lease's key alive, as a delayed extension would.
         const std::optional<std::string> own = world_.get(key_);
@@ -353,7 +354,7 @@ private:
     }
 
     void extend_lock() {
-        Lock lock{backend_, key_, unit, std::defer_lock};
+        Lock lock{backend_, key_, not_renewed(unit), std::defer_lock};
         CHECK(lock.extend(unit) == Outcome::not_held);
         lock.lock();
         CHECK(lock.extend(unit * 10) == Outcome::confirmed);

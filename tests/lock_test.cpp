@@ -11,7 +11,7 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr Options options{.ttl = 10s, .answer_timeout = 1s};
+constexpr Options options{.ttl = 10s, .renew = false, .answer_timeout = 1s};
 
 /// A memory that keeps a record of what it's asked, and may answer in its own way.
 struct Scripted {
@@ -208,7 +208,7 @@ TEST_CASE("a waiter without a line asks soon when the holder's lease is about to
     backend.has_line = false;
     RedisLock holder{backend, "k", options};
     const TimePoint end = backend.now() + 10s;
-    RedisLock waiter{backend, "k", {.ttl = 10s, .longest_pause = 200ms}};
+    RedisLock waiter{backend, "k", {.ttl = 10s, .renew = false, .longest_pause = 200ms}};
     CHECK(backend.now() >= end);
     CHECK(backend.now() < end + 210ms);
     CHECK(backend.asked.size() > 50);
@@ -218,7 +218,7 @@ TEST_CASE("a waiter without a line asks soon when the holder's lease is about to
 TEST_CASE("a waiter asks once to find the key held, and then stands in line for as long as he wants to wait",
           "[lock]") {
     Scripted backend;
-    RedisLock holder{backend, "k", 10s};
+    RedisLock holder{backend, "k", options};
     backend.asked.clear();
     RedisLock waiter{backend, "k", 60s, std::defer_lock};
     SECTION("until he has the lock") {
@@ -239,7 +239,7 @@ TEST_CASE("a waiter asks once to find the key held, and then stands in line for 
 
 TEST_CASE("a lease that was waited for, and whose renewal is not answered, is used for what it is", "[lock]") {
     Memory memory;
-    RedisLock dead{memory, "k", 10s};
+    RedisLock dead{memory, "k", {.ttl = 10s, .renew = false}};
     memory.inject(Fault::none);
     memory.inject(Fault::none);
     memory.inject(Fault::request_lost);
@@ -253,7 +253,7 @@ TEST_CASE("a lease that was waited for, and whose renewal is not answered, is us
 
 TEST_CASE("a lease that has ended before it could be renewed is asked for again", "[lock]") {
     Scripted backend;
-    RedisLock dead{backend, "k", 10s};
+    RedisLock dead{backend, "k", {.ttl = 10s, .renew = false}};
     RedisLock waiter{backend, "k", 1s, std::defer_lock};
     backend.refusals = {Errc::expired, {}, {}}; // the third one, from behind
     waiter.lock();
@@ -263,7 +263,7 @@ TEST_CASE("a lease that has ended before it could be renewed is asked for again"
 
 TEST_CASE("a lease that ended while it was waited for, and can't be renewed, is undone", "[lock]") {
     Memory memory;
-    RedisLock dead{memory, "k", 10s};
+    RedisLock dead{memory, "k", {.ttl = 10s, .renew = false}};
     RedisLock waiter{memory, "k", 1s, std::defer_lock};
     memory.inject(Fault::none);
     memory.inject(Fault::none);
@@ -320,7 +320,7 @@ TEST_CASE("a wait goes on after one question that took long, and asks as often a
 
 TEST_CASE("no moment and no duration is too far for a wait", "[lock]") {
     Memory memory;
-    RedisLock holder{memory, "k", 60s};
+    RedisLock holder{memory, "k", {.ttl = 60s, .renew = false}};
     RedisLock waiter{memory, "k", options, std::defer_lock};
     const TimePoint start = memory.now();
     using Steady = std::chrono::steady_clock;
@@ -333,7 +333,7 @@ TEST_CASE("no moment and no duration is too far for a wait", "[lock]") {
     CHECK(waiter.try_lock_until(Steady::time_point::max()));
     for (int i = 0; i < 3; ++i) {
         waiter.unlock();
-        RedisLock again{memory, "k", 60s};
+        RedisLock again{memory, "k", {.ttl = 60s, .renew = false}};
         if (i == 0) CHECK(waiter.try_lock_until(std::chrono::time_point<System, std::chrono::hours>::max()));
         if (i == 1) CHECK(waiter.try_lock_until(std::chrono::time_point<Steady, std::chrono::seconds>::max()));
         if (i == 2) CHECK(waiter.try_lock_for(std::chrono::duration<double>::max()));

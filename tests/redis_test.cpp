@@ -72,6 +72,7 @@ TEST_CASE("a Redis is a backend like any other", "[redis][conformance]") {
 TEST_CASE("the scripts' names are those that the server gives them", "[redis]") {
     CHECK(server().text({"SCRIPT", "LOAD", std::string{detail::release_script}}) == detail::release_sha);
     CHECK(server().text({"SCRIPT", "LOAD", std::string{detail::extend_script}}) == detail::extend_sha);
+    CHECK(server().text({"SCRIPT", "LOAD", std::string{detail::acquire_script}}) == detail::acquire_sha);
 }
 
 TEST_CASE("a lock and its release are one SET and one EVALSHA, also over TCP", "[redis]") {
@@ -381,10 +382,10 @@ TEST_CASE("a holder's time that no key can have is not believed", "[redis]") {
     test::FakeServer fake{[](test::Peer& peer, int) {
         for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read()) {
             const auto is = [&](const char* word) { return bytes.find(word) != bytes.npos; };
-            if (is("EVALSHA"))
-                peer.send(":9223372036854775807\r\n");
+            if (is(std::string{detail::acquire_sha}.c_str()))
+                peer.send(":-9223372036854775808\r\n");
             else
-                peer.send(is("BLPOP") ? "*-1\r\n$-1\r\n" : "$-1\r\n:9223372036854775807\r\n+string\r\n");
+                peer.send(is("BLPOP") ? "*-1\r\n$-1\r\n" : ":9223372036854775807\r\n");
         }
     }};
     for (const Millis patience : {1ms, 1000ms}) { // too little to stand in line, and enough
@@ -393,6 +394,20 @@ TEST_CASE("a holder's time that no key can have is not believed", "[redis]") {
         CHECK(answer.is_busy());
         CHECK(answer.holder_left == Millis{Options::longest_ttl});
     }
+}
+
+TEST_CASE("that a key was seen without an expiry is told, though the last answer comes too late", "[redis]") {
+    test::FakeServer fake{[](test::Peer& peer, int) {
+        for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read()) {
+            if (bytes.find("EVAL") != bytes.npos)
+                peer.send(":-1\r\n");
+            else if (bytes.find("BLPOP") == bytes.npos)
+                peer.send("$-1\r\n");
+        }
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "k", 10s, std::defer_lock};
+    CHECK(failure([&] { return lock.try_lock_for(300ms); }).code == Errc::no_expiry);
 }
 
 TEST_CASE("a server's sentence reaches the user, without the token", "[redis]") {

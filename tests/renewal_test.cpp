@@ -73,7 +73,7 @@ TEST_CASE("a lock that is not renewed is lost at the end of its lease, before th
           "[renewal]") {
     Memory memory;
     const RedisLock<Memory>* held = nullptr;
-    RedisLock lock{memory, "k", 10s};
+    RedisLock lock{memory, "k", {.ttl = 10s, .renew = false}};
     held = &lock;
     const TimePoint end = memory.now() + lock.remaining();
     const Watch watch{memory, lock.lost()};
@@ -248,7 +248,7 @@ TEST_CASE("a late answer to another lease's renewal changes nothing for this one
     CHECK_FALSE(holding.answered(first, {Verdict::no, {Errc::expired, {}}}, due, start + 5s));
     CHECK(holding.held(start + 5s));
     CHECK(holding.step(start + 9s).act == detail::Holding::Step::Act::renew);
-    CHECK(holding.answered(second, {Verdict::yes}, start + 9s, start + 9s) > start + 9s);
+    CHECK(holding.answered(second, {Verdict::yes}, start + 9s, start + 9s)->next > start + 9s);
 }
 
 TEST_CASE("who asks for the signal of a lease that was found over before is told at once", "[renewal]") {

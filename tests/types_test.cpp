@@ -39,10 +39,10 @@ TEST_CASE("the answer time-out follows the ttl, whenever that is set, and is a s
 }
 
 TEST_CASE("the allowance is the drift rounded up, and 2 ms", "[types]") {
-    CHECK(Options{}.allowance(10s) == 102ms);
-    CHECK(Options{}.allowance(10ms) == 3ms);
-    CHECK(Options{}.allowance(101ms) == 4ms);
-    CHECK(Options{.drift = 0}.allowance(10s) == 2ms);
+    CHECK(allowance(10s, 0.01) == 102ms);
+    CHECK(allowance(10ms, 0.01) == 3ms);
+    CHECK(allowance(101ms, 0.01) == 4ms);
+    CHECK(allowance(10s, 0) == 2ms);
 }
 
 TEST_CASE("an option out of its bounds is refused with its value and the bound", "[types]") {

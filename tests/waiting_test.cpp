@@ -170,7 +170,7 @@ TEST_CASE("a turn that nobody takes is one, goes by itself, and wakes one waiter
 TEST_CASE("a lease that expires is followed by the first waiter, though nobody hands it on", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
-    RedisLock dead{redis, "k", {.ttl = 600ms, .answer_timeout = 500ms}};
+    RedisLock dead{redis, "k", {.ttl = 600ms, .renew = false, .answer_timeout = 500ms}};
     Waiters waiters{server, redis, looks_seldom};
     waiters.add(4);
     const TimePoint end = now() + dead.remaining();

@@ -21,6 +21,8 @@ namespace redislock {
 ///   least until `r.ttl` after it was asked.
 /// - An acquire that has patience, and finds the key held, may stand in line: it is granted in order of arrival, when a
 ///   release of ours hands the key on, or soon after the key has gone otherwise. `queued` says whether it did.
+/// - Where it says `static constexpr bool numbers_grants = true`, a fenced acquire that is granted has a fence that is greater than
+///   those of all earlier grants of the key, and a question that wants replicas is not *yes* before they have it.
 /// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
 /// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
 ///   wherever there still is one, and can't overtake it.
@@ -39,5 +41,9 @@ concept Backend = requires(B& backend, const Request& request, Deadline until,
     { backend.drop(*holding) } noexcept;
 };
 // clang-format on
+
+/// Whether it numbers grants, for RedisLock::fence().
+template <class B>
+concept FencingBackend = Backend<B> && B::numbers_grants;
 
 } // namespace redislock

@@ -1,145 +1,217 @@
-/// A connection for renewals, on which nothing ever waits: commands go out and replies come in as the socket permits. It knows
-/// nothing of when to renew.
+/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of them
+/// under way. It knows nothing of why they are asked.
 #pragma once
 
 #include "greeting.hpp"
-#include "holding.hpp"
 #include "scripts.hpp"
 
+#include <array>
 #include <deque>
 
 namespace redislock::detail {
 
-/// One extension of a lease that is under way.
-struct Renewal {
-    std::shared_ptr<Holding> holding;
-    Token token;
-    TimePoint asked, deadline;
-    bool in_full = false; ///< with the whole script, and not its name
-
-    Request request() const noexcept { return {Verb::extend, holding->key, token, holding->options.ttl, deadline}; }
-};
+/// What a question becomes on the wire: a script by its name, or `in_full`.
+inline std::string command_of(const Request& request, bool in_full) {
+    switch (request.verb) {
+    case Verb::acquire:
+        if (is_plain(request)) return set_command(request);
+        return in_full ? acquire_by_body(request) : acquire_by_sha(request);
+    case Verb::extend: return in_full ? extend_by_body(request) : extend_by_sha(request);
+    default: return in_full ? release_by_body(request) : release_by_sha(request);
+    }
+}
 
 /// Opens itself when there is something to send, and anew after a failure, with the next address. Not thread-safe.
+/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered.
+template <class Errand>
 class Channel {
 public:
-    Channel(const std::vector<Endpoint>& endpoints, const Greeting& greeting)
-        : endpoints_{endpoints}, greeting_{greeting} {}
+    explicit Channel(const Server& server) : server_{server} {}
 
-    int fd() const noexcept { return connection_.fd(); }
-    short events() const noexcept { return static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN); }
-
-    /// When the next answer is overdue.
-    TimePoint due() const noexcept {
-        TimePoint first = TimePoint::max();
-        for (const Renewal& renewal : under_way_) first = std::min(first, renewal.deadline);
-        return first;
+    /// What its user is to wait for.
+    pollfd entry() const noexcept {
+        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
     }
 
-    void send(Renewal renewal) {
-        out_ += extend_by_sha(renewal.request());
-        under_way_.push_back(std::move(renewal));
+    /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
+    TimePoint due() const noexcept { return opening() ? std::min(due_, open_by_) : due_; }
+
+    /// How many answers are still to come.
+    std::size_t owed() const noexcept { return under_way_.size() + durable_.size(); }
+    bool owes(const Token& token) const noexcept {
+        return std::any_of(under_way_.begin(), under_way_.end(),
+                           [&](const Sent& sent) { return !sent.is_wait && sent.errand.request().token == token; });
     }
 
-    /// Goes on as far as that needs no waiting. Each renewal is put before `answered`, with an Answer, once.
+    /// Goes out with the next advance().
+    void send(Errand errand) {
+        const auto script = static_cast<std::size_t>(errand.request().verb);
+        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it.
+        out_ += command_of(errand.request(), !std::exchange(knows_[script], true));
+        waits_for_ = std::max(waits_for_, errand.request().replicas);
+        due_ = std::min(due_, errand.request().deadline.at);
+        under_way_.push_back({std::move(errand)});
+    }
+
+    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for one that
+    /// was never sent, an *unknown* for one whose answer will not come.
     template <class Answered>
-    void advance(TimePoint now, Answered answered) {
-        if (phase_ == Phase::closed && !under_way_.empty()) open();
-        if (phase_ == Phase::connecting && wait(fd(), POLLOUT, TimePoint{}) && connection_.finish_open(endpoint()))
+    void advance(TimePoint now, Answered&& answered) {
+        if (phase_ == Phase::closed && !under_way_.empty()) open(now, 0);
+        if (phase_ == Phase::connecting && wait(connection_.fd(), POLLOUT, TimePoint{}) &&
+            connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
         if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
         if (phase_ == Phase::ready) {
-            flush(out_);
-            receive(answered);
+            flush_questions(now);
+            receive(now, answered);
         }
+        while (opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
+            open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(connection_.failure(), answered);
-        if (due() <= now) fail({Errc::timed_out, "renewing"}, answered);
+        if (due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
+    }
+
+    /// Called with nothing under way, and something to read: the server has hung up, or is out of step.
+    void hang_up() noexcept {
+        connection_.close();
+        phase_ = Phase::closed;
     }
 
 private:
     enum class Phase { closed, connecting, greeting, ready };
 
-    const Endpoint& endpoint() const noexcept { return endpoints_[nth_ % endpoints_.size()]; }
+    /// A question under way; or one about the replicas, for all durable ones before it.
+    struct Sent {
+        Errand errand;
+        bool in_full = false, is_wait = false;
+    };
+
+    const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
 
     bool wants_to_write() const noexcept {
         return phase_ == Phase::connecting || (phase_ == Phase::greeting && !hello_.empty()) ||
                (phase_ == Phase::ready && !out_.empty());
     }
 
-    void open() {
+    bool opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
+
+    /// The next address, after `tried` others; each has its share of the time.
+    void open(TimePoint now, std::size_t tried) {
+        if (tried > 0) ++nth_;
+        open_by_ = now + (std::max(due_, now) - now) / static_cast<int>(server_.endpoints.size() - tried);
+        tried_ = tried + 1;
         connection_ = {};
-        hello_ = greeting_.bytes();
+        hello_ = server_.greeting.bytes();
         greeted_ = 0;
         phase_ = Phase::connecting;
         connection_.begin_open(endpoint());
     }
 
+    bool is_overdue(TimePoint now) noexcept {
+        due_ = TimePoint::max();
+        for (const auto& [errand, answer] : durable_) due_ = std::min(due_, errand.request().deadline.at);
+        for (const Sent& sent : under_way_) due_ = std::min(due_, sent.errand.request().deadline.at);
+        return due_ <= now;
+    }
+
     /// False: not all could be sent, or the connection has failed.
     bool flush(std::string& bytes) {
+        if (bytes.empty()) return connection_.good();
         std::string_view rest = bytes;
         const bool good = connection_.write_some(rest);
         bytes.erase(0, bytes.size() - rest.size());
         return good && bytes.empty();
     }
 
+    /// One question about the replicas does for all that go out together.
+    void flush_questions(TimePoint now) {
+        if (const unsigned replicas = std::exchange(waits_for_, 0)) {
+            Sent wait{under_way_.back().errand, false, true};
+            Request request = wait.errand.request();
+            request.replicas = replicas;
+            out_ += replicas_command(request, now);
+            under_way_.push_back(std::move(wait));
+        }
+        flush(out_);
+    }
+
     bool greeted() {
-        for (; greeted_ < greeting_.awaited(); ++greeted_) {
+        for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) return false;
-            if (Failure objection = greeting_.objection(greeted_, *reply)) {
+            if (Failure objection = server_.greeting.objection(greeted_, *reply)) {
                 connection_.refuse(std::move(objection));
                 return false;
             }
         }
-        if (greeting_.has_name()) connection_.owe_reply();
+        if (server_.greeting.has_name()) connection_.owe_reply();
         return true;
     }
 
     template <class Answered>
-    void receive(Answered& answered) {
+    void receive(TimePoint now, Answered& answered) {
+        bool again = false;
         while (!under_way_.empty()) {
             const Reply* reply = connection_.read_some();
-            if (reply == nullptr) return;
-            Renewal renewal = std::move(under_way_.front());
+            if (reply == nullptr) break;
+            Sent sent = std::move(under_way_.front());
             under_way_.pop_front();
-            if (reply->is_error() && reply->text.starts_with("NOSCRIPT") && !std::exchange(renewal.in_full, true)) {
-                out_ += extend_by_body(renewal.request());
-                under_way_.push_back(std::move(renewal));
+            if (sent.is_wait) {
+                settle(*reply, answered);
+            } else if (is_noscript(*reply) && !std::exchange(sent.in_full, true)) {
+                out_ += command_of(sent.errand.request(), true);
+                waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
+                under_way_.push_back(std::move(sent));
+                again = true;
             } else {
-                answered(renewal, meaning_of(*reply));
+                Answer answer = meaning_of(sent.errand.request(), *reply);
+                if (ends_connection(answer)) connection_.refuse(answer.why);
+                if (answer.verdict == Verdict::yes && sent.errand.request().replicas > 0)
+                    durable_.emplace_back(std::move(sent.errand), std::move(answer));
+                else
+                    answered(sent.errand, answer);
             }
         }
-        if (connection_.good() && connection_.arriving(TimePoint{})) connection_.refuse({Errc::protocol_error, {}});
-        flush(out_);
+        if (under_way_.empty() && connection_.has_more()) connection_.refuse({Errc::protocol_error, {}});
+        if (again) flush_questions(now);
     }
 
-    Answer meaning_of(const Reply& reply) {
-        if (reply.is_error()) {
-            const Errc code = meaning(reply.text);
-            if (code == Errc::read_only) connection_.refuse({code, {}}); // its address may lead to the primary by now
-            return {Verdict::no, {code == Errc::wrong_type ? Errc::stolen : code, {}}};
+    template <class Answered>
+    void settle(const Reply& reply, Answered& answered) {
+        for (auto& [errand, answer] : std::exchange(durable_, {})) {
+            if (Failure objection = shortage(errand.request(), reply))
+                answer = {Verdict::unknown, std::move(objection)};
+            answered(errand, answer);
         }
-        const std::optional<Answer> settled = settlement(reply);
-        if (!settled) connection_.refuse({Errc::protocol_error, {}});
-        return settled.value_or(Answer{Verdict::unknown, {Errc::protocol_error, {}}});
     }
 
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
+        const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
         phase_ = Phase::closed;
         connection_.close();
         ++nth_;
         out_.clear();
-        for (const Renewal& renewal : std::exchange(under_way_, {})) answered(renewal, Answer{Verdict::unknown, why});
+        waits_for_ = 0;
+        knows_ = {};
+        due_ = TimePoint::max();
+        for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
+        for (Sent& sent : std::exchange(under_way_, {}))
+            if (!sent.is_wait) answered(sent.errand, Answer{verdict, why});
     }
 
-    const std::vector<Endpoint>& endpoints_;
-    const Greeting& greeting_;
+    const Server& server_;
     Connection connection_;
     Phase phase_ = Phase::closed;
-    std::size_t nth_ = 0, greeted_ = 0;
+    std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
+    TimePoint open_by_{};
+    TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     std::string hello_, out_;
-    std::deque<Renewal> under_way_;
+    std::array<bool, 3> knows_{}; ///< which scripts, by their verbs
+    std::deque<Sent> under_way_;
+    std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
+    unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
 };
 
 } // namespace redislock::detail

@@ -127,9 +127,12 @@ public:
 
     int fd() const noexcept { return socket_.fd(); }
 
+    /// Whether something has been received that is not read yet.
+    bool has_more() const noexcept { return reader_->pos < reader_->len; }
+
     /// Blocks until there is something to read (then true) or the time is up.
     bool arriving(const Deadline& deadline) const noexcept {
-        return reader_->pos < reader_->len || wait(socket_.fd(), POLLIN, deadline);
+        return has_more() || wait(socket_.fd(), POLLIN, deadline);
     }
 
     /// The reply to the last command is left for the next user to skip.

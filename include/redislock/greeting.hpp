@@ -1,4 +1,4 @@
-/// What a connection says before anything else: who we are and where we want to go. It neither sends it nor waits.
+/// What a connection says before anything else: who we are and where we want to go. What is in here neither sends it nor waits.
 #pragma once
 
 #include "address.hpp"
@@ -39,6 +39,12 @@ public:
 private:
     bool auth_, select_, name_;
     std::string bytes_;
+};
+
+/// Where a server is, and what to say to it first.
+struct Server {
+    std::vector<Endpoint> endpoints;
+    Greeting greeting;
 };
 
 } // namespace redislock::detail

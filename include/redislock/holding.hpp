@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lease.hpp"
+#include "observer.hpp"
 
 #include <memory>
 #include <mutex>
@@ -29,7 +30,8 @@ public:
         enum class Act { nothing, renew, tell };
         Act act;
         TimePoint next;
-        Token token{};
+        Token token{};            ///< to renew
+        Loss why = Loss::expired; ///< to tell
     };
 
     /// A lease that is held, and was asked for at `asked`, is shared from now on. Returns when to come first.
@@ -64,6 +66,11 @@ public:
         return lease.remaining(now);
     }
 
+    std::uint64_t fence(TimePoint now) const noexcept {
+        const std::lock_guard guard{mutex};
+        return lease.fence(now);
+    }
+
     Lease copy() const noexcept {
         const std::lock_guard guard{mutex};
         return lease;
@@ -80,26 +87,31 @@ public:
         if (!kept_) return {Step::Act::nothing, TimePoint::max()};
         if (!lease.held(now) || now >= give_up_) {
             told_ = !lease.held(now);
-            return {Step::Act::tell, TimePoint::max()};
+            return {Step::Act::tell, TimePoint::max(), {}, loss(now)};
         }
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         asking_ = true;
         return {Step::Act::renew, next(), lease.token()};
     }
 
-    /// An extension with this token, asked at `asked`, was answered. Returns when to come back: at once, if the lease is lost.
-    /// Nothing, if it was another lease's.
-    std::optional<TimePoint> answered(const Token& token, const Answer& answer, TimePoint asked,
-                                      TimePoint now) noexcept {
+    /// What became of a renewal.
+    struct Renewed {
+        TimePoint next;                           ///< when to come back: at once, if the lease is lost
+        std::optional<TimePoint::duration> slack; ///< what had been left of the lease; nothing: it was not extended
+    };
+
+    /// An extension with this token, asked at `asked`, was answered. Nothing, if it was another lease's.
+    std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked, TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_ || lease.token() != token) return std::nullopt;
         asking_ = false;
+        const TimePoint::duration slack = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
-        if (!lease.held(now)) return now;
-        const auto pause =
-            std::max<TimePoint::duration>((lease.end() - now) / 16, Millis{1}); // ever shorter to the end
-        renew_at_ = outcome == Outcome::confirmed ? asked + options.ttl / 3 : now + pause + slack();
-        return next();
+        if (!lease.held(now)) return Renewed{now, std::nullopt};
+        const auto pause = std::max<TimePoint::duration>(slack / 16, Millis{1}); // ever shorter to the end
+        const bool confirmed = outcome == Outcome::confirmed;
+        renew_at_ = confirmed ? asked + options.ttl / 3 : now + pause + this->slack();
+        return Renewed{next(), confirmed ? std::optional{slack} : std::nullopt};
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.
@@ -127,12 +139,24 @@ public:
         return lost_;
     }
 
+    /// For the observer: a renewal was confirmed, or the lease was lost. Outside the mutex, as all of them.
+    void tell_renewed(TimePoint::duration round_trip, TimePoint::duration left) const noexcept {
+        tell(options.observer, &Observer::renewed, {key, round_trip, left});
+    }
+    void tell_lost(Loss why) const noexcept { tell(options.observer, &Observer::lost, {key, why}); }
+
     /// By how much a renewal may be early, so that many travel together.
     TimePoint::duration slack() const noexcept {
         return std::min<TimePoint::duration>(options.ttl / 30, Millis{1'000});
     }
 
 private:
+    Loss loss(TimePoint now) const noexcept {
+        if (lease.held(now)) return Loss::max_hold;
+        if (lease.state(now) != Lease::State::lost) return Loss::timed_out;
+        return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
+    }
+
     TimePoint next() const noexcept {
         const TimePoint end = std::min(lease.end(), give_up_);
         return asking_ ? end : std::min(end, renew_at_);

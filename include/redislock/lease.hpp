@@ -37,7 +37,7 @@ class Lease {
 public:
     enum class State { idle, asking, held, lapsed, doubtful, lost };
 
-    explicit Lease(const Options& options = {}) noexcept : options_{options} {}
+    explicit Lease(const Options& options = {}) noexcept : drift_{options.drift} {}
 
     /// The end is judged here: no one has to tell the lease that it is over.
     State state(TimePoint now) const noexcept { return state_ == State::held && now >= end_ ? State::lapsed : state_; }
@@ -49,6 +49,9 @@ public:
 
     /// When a lease that is held can no longer be used.
     TimePoint end() const noexcept { return end_; }
+
+    /// The number of the grant; 0 if it isn't held, or not numbered.
+    std::uint64_t fence(TimePoint now) const noexcept { return held(now) ? fence_ : 0; }
 
     /// Rounded down; zero if it isn't held.
     Millis remaining(TimePoint now) const noexcept {
@@ -64,6 +67,7 @@ public:
         end_ = usable_end(now, ttl);
         state_ = State::asking;
         release_unanswered_ = false;
+        fence_ = 0;
     }
 
     /// Before a grant that had to be waited for is judged: an extension to `ttl`, asked at `asked`, has been confirmed.
@@ -75,6 +79,7 @@ public:
             drop(State::idle);
         else
             state_ = answer.verdict == Verdict::yes && now < end_ ? State::held : State::doubtful;
+        fence_ = answer.fence;
     }
 
     /// An extension to `ttl`, asked at `asked`, was answered. It never brings back a lease that has ended meanwhile.
@@ -112,7 +117,7 @@ public:
     }
 
 private:
-    TimePoint usable_end(TimePoint asked, Millis ttl) const noexcept { return asked + (ttl - options_.allowance(ttl)); }
+    TimePoint usable_end(TimePoint asked, Millis ttl) const noexcept { return asked + (ttl - allowance(ttl, drift_)); }
 
     static Outcome reason(const Answer& answer) noexcept {
         if (answer.verdict != Verdict::no) return Outcome::unknown;
@@ -125,12 +130,13 @@ private:
         token_ = Token{};
     }
 
-    Options options_;
+    double drift_;
     Token token_{};
     State state_ = State::idle;
     TimePoint end_{};
     Outcome loss_ = Outcome::not_held;
     bool release_unanswered_ = false;
+    std::uint64_t fence_ = 0;
 };
 
 } // namespace redislock

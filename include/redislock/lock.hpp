@@ -34,6 +34,9 @@ public:
     [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::defer_lock_t) {
         detail::check_key(key);
         detail::check(options);
+        if constexpr (!FencingBackend<B>)
+            if (options.fenced || options.min_replicas > 0)
+                detail::refuse("fenced or min_replicas", "set", "neither over this backend");
         state_ = std::make_shared<State>(backend, std::string{key}, options);
     }
 
@@ -118,8 +121,7 @@ public:
         const Lease lease = state->copy();
         switch (lease.state(asked)) {
         case Lease::State::held: {
-            const TimePoint limit = std::min(lease.end(), asked + state->options.answers_within());
-            const Outcome outcome = extend(*state, lease.token(), ttl, limit);
+            const Outcome outcome = extend(*state, lease.token(), ttl, lease);
             const TimePoint now = state->backend.now();
             if (state->kept() && !state->held(now)) state->backend.keep(state, now); // whose thread tells of the loss
             return outcome;
@@ -163,6 +165,15 @@ public:
     /// The proof of ownership; nil if the lock isn't held.
     Token token() const noexcept { return holding() ? state_->token(state_->backend.now()) : Token{}; }
 
+    /// The number of this grant, greater than that of every earlier grant of the key: for the resource to refuse whoever comes
+    /// with a smaller one than it has seen. 0 if the lease isn't held, or was adopted: its number is the giver's. Throws EPERM
+    /// if the lock was made without Options::fenced.
+    std::uint64_t fence() const requires FencingBackend<B> {
+        if (!state_ || !state_->options.fenced)
+            raise({std::make_error_code(std::errc::operation_not_permitted), "the lock's grants are not numbered"});
+        return holding() ? state_->fence(state_->backend.now()) : 0;
+    }
+
     /// Empty if the object was moved from.
     std::string_view key() const noexcept { return state_ ? std::string_view{state_->key} : std::string_view{}; }
 
@@ -175,12 +186,17 @@ private:
         State(B& where, std::string what, const Options& how) : Holding{std::move(what), how}, backend{where} {}
 
         Request request(Verb verb, const Deadline& deadline) const noexcept {
-            return {.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
+            Request request{.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
+            request.recheck = options.recheck();
+            if (verb != Verb::release) request.replicas = options.min_replicas;
+            request.fenced = options.fenced;
+            return request;
         }
 
         B& backend;
         TimePoint::duration fastest = options.answers_within(); ///< of all answers so far
         bool had_to_wait = false; ///< for the last grant: then it will be so again, as a rule
+        TimePoint granted{};      ///< when
         const unsigned generation = detail::generation();
     };
 
@@ -204,12 +220,22 @@ private:
         }
     }
 
-    static Outcome extend(State& state, const Token token, Millis ttl, TimePoint deadline) {
-        const Request request{Verb::extend, state.key, token, ttl, deadline};
+    static Request extension(const State& state, const Token& token, Millis ttl, TimePoint deadline) {
+        Request request{Verb::extend, state.key, token, ttl, deadline};
+        request.recheck = state.options.recheck();
+        request.replicas = state.options.min_replicas;
+        return request;
+    }
+
+    static Outcome extend(State& state, const Token token, Millis ttl, const Lease& was) {
         const TimePoint asked = state.backend.now();
-        return insist(state, request, [&](const Answer& answer) {
+        const TimePoint deadline = std::min(was.end(), asked + state.options.answers_within());
+        const Outcome outcome = insist(state, extension(state, token, ttl, deadline), [&](const Answer& answer) {
             return state.extended(token, answer, asked, ttl, state.backend.now());
         });
+        const TimePoint now = state.backend.now();
+        if (outcome == Outcome::confirmed) state.tell_renewed(now - asked, was.end() - now);
+        return outcome;
     }
 
     /// From now on the lease is renewed, if that is wanted, and its end watched.
@@ -227,8 +253,12 @@ private:
     }
 
     /// A lease that can't be renewed as it was promised is none.
-    bool granted(State& state) try {
-        if (state.options.renew || state.options.max_hold) share(state);
+    bool granted(State& state, TimePoint started, unsigned tries) try {
+        const Options& options = state.options;
+        state.granted = state.backend.now();
+        const std::uint64_t fence = state.lease.fence(state.granted);
+        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share(state);
+        detail::tell(options.observer, &Observer::acquired, {state.key, state.granted - started, tries, fence});
         return true;
     } catch (...) {
         let_go(false);
@@ -248,11 +278,16 @@ private:
         const TimePoint now = state.backend.now();
         const Lease::State was = state.lease.state(now);
         state.lease.let_go();
-        if (was == Lease::State::lost) return state.lease.loss();
-        if (was == Lease::State::held || was == Lease::State::lapsed)
-            return release(state, later(now, state.options.answers_within()), wants_answer);
-        undo_unheard(state);
-        return Outcome::not_held;
+        Outcome outcome = Outcome::not_held;
+        if (was == Lease::State::lost)
+            outcome = state.lease.loss();
+        else if (was == Lease::State::held || was == Lease::State::lapsed)
+            outcome = release(state, later(now, state.options.answers_within()), wants_answer);
+        else
+            undo_unheard(state);
+        if (outcome != Outcome::not_held)
+            detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome});
+        return outcome;
     } catch (...) {
         return Outcome::unknown;
     }
@@ -273,6 +308,7 @@ private:
         unshare(state);
         const detail::StopSignal signal{stop};
         const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
+        unsigned tries = 0;
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
         const auto last_question = [&](TimePoint now) {
@@ -280,6 +316,7 @@ private:
         };
         for (detail::Pace pace{state.backend, state.options.longest_pause}; !stop.stop_requested();) {
             const TimePoint asked = state.backend.now();
+            ++tries;
             // That there's a holder to wait for is known, or expected, and that the server answers.
             const bool waits = (busy || (state.had_to_wait && give_up > started)) && !trouble;
             Millis patience{0};
@@ -288,7 +325,7 @@ private:
             const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
             Answer answer = attempt(state, {deadline, signal.fd()}, patience);
             const TimePoint now = state.backend.now();
-            if (state.lease.held(now)) return granted(state);
+            if (state.lease.held(now)) return granted(state, started, tries);
             if (stop.stop_requested()) break;
             if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
             if (answer.is_busy()) {
@@ -299,6 +336,7 @@ private:
                 if (!answer.queued) state.fastest = std::min(state.fastest, now - asked);
             } else {
                 if (!answer.is_trouble()) fail(state, answer.why);
+                if (busy && answer.never_ends()) busy->why = answer.why;
                 if (!trouble) trouble_ends = later(now, answer_timeout);
                 if (!trouble || deadline == in_full) trouble = answer; // what was cut short tells less
                 if (now >= trouble_ends) fail(state, trouble->why);
@@ -326,7 +364,6 @@ private:
         state.lease.ask(state.backend.fresh(), asked, state.options.ttl);
         Request request = state.request(Verb::acquire, deadline);
         request.patience = patience;
-        request.recheck = state.options.recheck();
         Answer answer = state.backend.ask(request);
         state.had_to_wait = answer.queued && answer.holder_left != Millis::zero();
         const bool aged = state.backend.now() - asked > state.options.ttl / 10;
@@ -378,14 +415,14 @@ private:
     void adopt(const Token& token) {
         State& state = own();
         const TimePoint asked = state.backend.now();
-        const Request request{Verb::extend, state.key, token, state.options.ttl,
-                              later(asked, state.options.answers_within())};
-        const Answer answer = insist(state, request, [](const Answer& last) { return last; });
+        const TimePoint deadline = later(asked, state.options.answers_within());
+        const Answer answer = insist(state, extension(state, token, state.options.ttl, deadline),
+                                     [](const Answer& last) { return last; });
         if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
             state.lease.ask(token, asked, state.options.ttl);
             state.lease.answered(answer, state.backend.now());
         }
-        if (state.lease.held(state.backend.now()) && granted(state)) return;
+        if (state.lease.held(state.backend.now()) && granted(state, asked, 1)) return;
         state.lease = Lease{state.options};
         raise_for(state, answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
     }

@@ -34,6 +34,8 @@ public:
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
+    static constexpr bool numbers_grants = true;
+
     TimePoint now() const noexcept {
         const std::lock_guard guard{mutex_};
         return time();
@@ -71,7 +73,8 @@ public:
             wait(guard, {std::min(reply, request.deadline.at), request.deadline.stop});
             return {Verdict::unknown, {Errc::disconnected, {}}};
         }
-        if (fault == Fault::none && answer.verdict != Verdict::unknown && reply <= request.deadline.at) {
+        const bool answered = answer.verdict != Verdict::unknown || answer.why;
+        if (fault == Fault::none && answered && reply <= request.deadline.at) {
             wait(guard, {reply, request.deadline.stop});
             if (time() >= reply) return answer;
         }
@@ -83,17 +86,14 @@ public:
 
     /// Simulated: renewals are due, and losses told, as the time moves on, in the thread that moves it.
     void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
+        if (real_) return renewers_.keep(holding, when, *this);
         const std::lock_guard guard{mutex_};
-        if (real_) {
-            if (!renewer_) renewer_.emplace(*this);
-            return renewer_->keep(holding, when);
-        }
         holding->due = when;
         if (std::find(kept_.begin(), kept_.end(), holding) == kept_.end()) kept_.push_back(holding);
     }
     void drop(detail::Holding& holding) noexcept {
+        if (real_) return renewers_.drop(holding);
         const std::lock_guard guard{mutex_};
-        if (renewer_) return renewer_->drop(holding);
         std::erase_if(kept_, [&](const auto& other) { return other.get() == &holding; });
     }
 
@@ -142,6 +142,12 @@ public:
         delay_ = by;
     }
 
+    /// How many replicas there are from now on; at first there are as many as anyone asks for.
+    void set_replicas(unsigned count) {
+        const std::lock_guard guard{mutex_};
+        replicas_ = count;
+    }
+
     /// What another client, or an operator, may do to a key behind our back. Without `ttl` it stays for ever.
     void put(std::string key, std::string value, std::optional<Millis> ttl = {}) {
         const std::lock_guard guard{mutex_};
@@ -183,25 +189,34 @@ private:
         std::string key;
         Token token;
         Millis ttl;
+        unsigned replicas;
+        bool fenced;
     };
 
-    /// In real time renewals are asked for like anything else.
+    /// The way of renewals in real time: each is carried out, and answered, when its latency is over.
     class Port {
     public:
+        using Engine = detail::System;
+
         explicit Port(Memory& memory) noexcept : memory_{memory} {}
-        int fd() const noexcept { return -1; }
-        short events() const noexcept { return 0; }
-        TimePoint due() const noexcept { return TimePoint::max(); }
-        void send(detail::Renewal renewal) { under_way_.push_back(std::move(renewal)); }
-        template <class Answered>
-        void advance(TimePoint, Answered answered) {
-            for (const detail::Renewal& renewal : std::exchange(under_way_, {}))
-                answered(renewal, memory_.ask(renewal.request()));
+        TimePoint due() const noexcept { return under_way_.empty() ? TimePoint::max() : under_way_.front().first; }
+        void send(detail::Renewal renewal) {
+            const std::lock_guard guard{memory_.mutex_};
+            under_way_.emplace_back(later(renewal.asked, memory_.latency_), std::move(renewal));
         }
+        template <class Answered>
+        void advance(TimePoint now, Answered answered) {
+            while (due() <= now) {
+                const detail::Renewal renewal = std::move(under_way_.front().second);
+                under_way_.pop_front();
+                answered(renewal, memory_.renewed(renewal.request()));
+            }
+        }
+        void wait(const detail::Alarm& alarm) const noexcept { detail::wait(alarm.fd(), POLLIN, TimePoint::max()); }
 
     private:
         Memory& memory_;
-        std::vector<detail::Renewal> under_way_;
+        std::deque<std::pair<TimePoint, detail::Renewal>> under_way_;
     };
 
     /// One whose acquire found the key held. His turn comes when he is taken out of the line, with an answer.
@@ -249,26 +264,38 @@ private:
             simulated_ = std::max(simulated_, holding->due);
             const detail::Holding::Step step = holding->step(simulated_);
             holding->due = step.next;
-            if (step.act == Act::renew) {
-                const Answer answer = renewed(*holding, step.token);
-                holding->due = holding->answered(step.token, answer, simulated_, simulated_).value_or(step.next);
-            }
             if (holding->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), holding));
-            if (auto listeners = holding->listeners(); step.act == Act::tell && listeners) {
-                guard.unlock();
-                listeners->request_stop();
-                guard.lock();
+            const TimePoint moment = simulated_;
+            guard.unlock(); // observers and callbacks may do what they like
+            if (step.act == Act::renew) {
+                const detail::Renewal renewal{holding, step.token, moment, step.next};
+                const auto renewed = holding->answered(step.token, this->renewed(renewal.request()), moment, moment);
+                if (renewed && renewed->slack) holding->tell_renewed({}, *renewed->slack);
+                if (renewed) keep_again(*holding, renewed->next);
+            } else if (step.act == Act::tell) {
+                if (auto listeners = holding->listeners()) listeners->request_stop();
+                holding->tell_lost(step.why);
             }
+            guard.lock();
         }
     }
 
-    Answer renewed(const detail::Holding& holding, const Token& token) {
+    /// Unless it was dropped meanwhile.
+    void keep_again(detail::Holding& holding, TimePoint when) {
+        const std::lock_guard guard{mutex_};
+        const auto kept =
+            std::find_if(kept_.begin(), kept_.end(), [&](const auto& one) { return one.get() == &holding; });
+        if (kept != kept_.end()) holding.due = when;
+    }
+
+    Answer renewed(const Request& request) {
+        const std::lock_guard guard{mutex_};
         const Fault fault = next_fault();
-        Answer answer{Verdict::unknown, {Errc::timed_out, {}}};
-        if (fault == Fault::request_lost || fault == Fault::reset_before) return answer;
-        carry_out_until(simulated_);
-        const Answer done = carry_out({simulated_, Verb::extend, holding.key, token, holding.options.ttl});
-        return fault == Fault::none ? done : answer;
+        const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
+        if (fault == Fault::request_lost || fault == Fault::reset_before) return silence;
+        carry_out_until(time());
+        const Answer done = carry_out(message(request, Verb::extend, time()));
+        return fault == Fault::none ? done : silence;
     }
 
     /// As in a server's line: whoever is first has the key as soon as a release hands it on. A key that goes in any other
@@ -312,7 +339,7 @@ private:
     }
 
     static Message message(const Request& request, Verb verb, TimePoint arrival) {
-        return {arrival, verb, std::string{request.key}, request.token, request.ttl};
+        return {arrival, verb, std::string{request.key}, request.token, request.ttl, request.replicas, request.fenced};
     }
 
     Fault next_fault() {
@@ -355,8 +382,9 @@ private:
         Entry* entry = find(message.key, message.arrival);
         if (message.verb == Verb::acquire) {
             if (entry != nullptr) return busy(*entry, message.arrival);
+            if (message.replicas > replicas_) return {Verdict::no, {Errc::no_replicas, {}}};
             keys_[message.key] = {std::string{message.token.hex()}, message.arrival + message.ttl, true};
-            return {Verdict::yes};
+            return {.verdict = Verdict::yes, .fence = message.fenced ? ++fences_ : 0};
         }
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
         if (!entry->is_string || entry->value != message.token.hex()) return {Verdict::no, {Errc::stolen, {}}};
@@ -367,6 +395,8 @@ private:
             keys_.erase(keys_.find(message.key));
             hand_on(message.key, message.arrival);
         }
+        if (message.verb == Verb::extend && message.replicas > replicas_)
+            return {Verdict::unknown, {Errc::no_replicas, {}}};
         return {Verdict::yes};
     }
 
@@ -386,9 +416,10 @@ private:
     Fault lasting_ = Fault::none;
     Millis delay_{0};
     TimePoint::duration latency_{0};
-    std::uint64_t tokens_ = 0;
+    std::uint64_t tokens_ = 0, fences_ = 0;
+    unsigned replicas_ = ~0u;
     std::vector<std::shared_ptr<detail::Holding>> kept_;
-    std::optional<detail::Renewer<Port>> renewer_; ///< in real time
+    detail::Renewers<Port> renewers_; ///< in real time
 };
 
 static_assert(Backend<Memory>);

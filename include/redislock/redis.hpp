@@ -1,11 +1,10 @@
 /// One Redis server as a backend: sessions with it, kept in a pool. It knows nothing of leases, or of trying again.
 #pragma once
 
-#include "backend.hpp"
+#include "channel.hpp"
 #include "renewer.hpp"
 #include "session.hpp"
 
-#include <atomic>
 #include <mutex>
 
 namespace redislock {
@@ -19,6 +18,30 @@ struct RedisOptions {
     std::size_t idle_connections = 16;
 };
 
+namespace detail {
+/// The way of renewals to a server: two, so that those that wait for replicas hold up no others.
+class ServerPort {
+public:
+    using Engine = System;
+
+    explicit ServerPort(const Server& server) : ways_{Channel<Renewal>{server}, Channel<Renewal>{server}} {}
+
+    TimePoint due() const noexcept { return std::min(ways_[0].due(), ways_[1].due()); }
+    void send(Renewal renewal) { ways_[renewal.holding->options.min_replicas > 0].send(std::move(renewal)); }
+    template <class Answered>
+    void advance(TimePoint now, Answered answered) {
+        for (Channel<Renewal>& way : ways_) way.advance(now, answered);
+    }
+    void wait(const Alarm& alarm) const noexcept {
+        pollfd entries[] = {ways_[0].entry(), ways_[1].entry(), {alarm.fd(), POLLIN, 0}};
+        detail::wait(entries, TimePoint::max());
+    }
+
+private:
+    Channel<Renewal> ways_[2];
+};
+} // namespace detail
+
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
 /// Nothing is connected until a lock asks. In a forked child it makes connections of its own.
 class Redis {
@@ -28,14 +51,14 @@ public:
     explicit Redis(std::string_view uri, RedisOptions options = {}) : Redis{Address::parse(uri), std::move(options)} {}
 
     explicit Redis(Address address, RedisOptions options = {})
-        : address_{std::move(address)}, options_{checked(std::move(options))}, endpoints_{detail::resolve(address_)} {}
+        : address_{std::move(address)}, options_{checked(std::move(options))},
+          server_{detail::resolve(address_), detail::Greeting{address_, options_.client_name}} {}
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
-    ~Redis() {
-        delete pool().renewer.load();
-        delete &pool();
-    }
+
+    /// Renewals number and wait for replicas like all questions.
+    static constexpr bool numbers_grants = true;
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
@@ -50,9 +73,7 @@ public:
                                     [&](detail::Session& other) { return other.announce(question); });
             });
         });
-        const std::string address = address_.text() + ": ";
-        if (!answer.why.detail.empty() && !answer.why.detail.starts_with(address)) answer.why.detail.insert(0, address);
-        return answer;
+        return located(std::move(answer));
     }
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
@@ -63,19 +84,9 @@ public:
 
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
     void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
-        Pool& pool = this->pool();
-        detail::Renewer<detail::Channel>* renewer = pool.renewer.load();
-        if (renewer == nullptr) {
-            const std::lock_guard guard{pool.mutex};
-            renewer = pool.renewer.load();
-            if (renewer == nullptr)
-                pool.renewer = renewer = new detail::Renewer<detail::Channel>{endpoints_, greeting_};
-        }
-        renewer->keep(holding, when);
+        renewers_.keep(holding, when, server_);
     }
-    void drop(detail::Holding& holding) noexcept {
-        if (detail::Renewer<detail::Channel>* renewer = pool().renewer.load()) renewer->drop(holding);
-    }
+    void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
 
 private:
     /// Errors tell which server it was.
@@ -91,7 +102,7 @@ private:
         std::unique_ptr<detail::Session> session = idle_session();
         if (!session) {
             session = std::make_unique<detail::Session>();
-            if (!session->open(endpoints_, greeting_, deadline)) return {Verdict::no, session->failure()};
+            if (!session->open(server_, deadline)) return {Verdict::no, session->failure()};
         }
         Answer answer = use(*session);
         if (session->good()) {
@@ -106,7 +117,7 @@ private:
     /// The sockets on which last words were said, the latest of them, each for a while.
     void linger(detail::Socket socket) noexcept try {
         constexpr std::size_t most = 64;
-        Pool& pool = this->pool();
+        Pool& pool = pool_.get();
         const std::lock_guard guard{pool.mutex};
         std::erase_if(pool.lingering, [now = now()](const auto& entry) { return entry.second <= now; });
         if (!socket) return;
@@ -125,28 +136,19 @@ private:
 
     /// The idle connections of one process. A forked child can't know whether its parent's mutex will ever be unlocked.
     struct Pool {
-        const unsigned generation = detail::generation();
         std::mutex mutex{};
         std::vector<std::unique_ptr<detail::Session>> idle{};
         std::vector<std::pair<detail::Socket, TimePoint>> lingering{};
-        std::atomic<detail::Renewer<detail::Channel>*> renewer{nullptr}; ///< of a parent it is left as it is
-    };
-
-    Pool& pool() {
-        Pool* current = pool_.load();
-        if (current->generation == detail::generation()) return *current;
-        auto own = std::make_unique<Pool>();
-        if (!pool_.compare_exchange_strong(current, own.get())) return *current;
-        if (current->mutex.try_lock()) { // else it was in use as we were forked, and is left as it is
-            current->mutex.unlock();
-            delete current;
+        bool abandon() noexcept {
+            if (!mutex.try_lock()) return false;
+            mutex.unlock();
+            return true;
         }
-        return *own.release();
-    }
+    };
 
     /// The one used last, for its caches are warm; null if there is none that is fit.
     std::unique_ptr<detail::Session> idle_session() {
-        for (Pool& pool = this->pool();;) {
+        for (Pool& pool = pool_.get();;) {
             std::unique_ptr<detail::Session> session;
             {
                 const std::lock_guard guard{pool.mutex};
@@ -159,7 +161,7 @@ private:
     }
 
     void keep(std::unique_ptr<detail::Session> session) noexcept try {
-        Pool& pool = this->pool();
+        Pool& pool = pool_.get();
         const std::lock_guard guard{pool.mutex};
         if (pool.idle.size() < options_.idle_connections) pool.idle.push_back(std::move(session));
     } catch (...) { // no room for it: it's closed
@@ -168,16 +170,16 @@ private:
     /// Where one has died the others may be dead as well, though they don't know yet.
     void forget_idle() {
         std::vector<std::unique_ptr<detail::Session>> idle;
-        Pool& pool = this->pool();
+        Pool& pool = pool_.get();
         const std::lock_guard guard{pool.mutex};
         idle.swap(pool.idle);
     }
 
     const Address address_;
     const RedisOptions options_;
-    const std::vector<detail::Endpoint> endpoints_;
-    const detail::Greeting greeting_{address_, options_.client_name};
-    std::atomic<Pool*> pool_{new Pool};
+    const detail::Server server_;
+    detail::PerProcess<Pool> pool_;
+    detail::Renewers<detail::ServerPort> renewers_;
 };
 
 static_assert(Backend<Redis>);

@@ -2,40 +2,43 @@
 /// which lease; what is to be done with it the lease's Holding says, and a Port carries it out without ever waiting.
 #pragma once
 
-#include "channel.hpp"
-#include "runtime.hpp"
+#include "backend.hpp"
+#include "per_process.hpp"
 
-#include <signal.h>
-
+#include <deque>
 #include <map>
-#include <thread>
+#include <vector>
 
 namespace redislock::detail {
 
-/// A thread of ours runs no signal handler of the program's.
-template <class Work>
-std::thread quiet_thread(Work work) {
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    struct Restore {
-        ~Restore() { ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); }
-        const sigset_t& mask;
-    } const restore{before};
-    return std::thread{std::move(work)};
-}
+/// One extension of a lease that is under way.
+struct Renewal {
+    std::shared_ptr<Holding> holding;
+    Token token;
+    TimePoint asked, deadline;
 
-/// Requests stops, in threads that callbacks may block for as long as they like. Losses are rare: a thread is started when
+    Request request() const noexcept {
+        Request request{Verb::extend, holding->key, token, holding->options.ttl, deadline};
+        request.replicas = holding->options.min_replicas;
+        return request;
+    }
+};
+
+/// Tell losses, in threads that callbacks may block for as long as they like. Losses are rare: a thread is started when
 /// there is something to tell, and one more for each that has not been told within 2 ms; they end when nothing is left.
+template <class Engine>
 class Heralds {
 public:
-    Heralds() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
+    struct Message {
+        std::shared_ptr<Holding> holding{};
+        Loss why = Loss::expired;
+    };
 
-    void tell(std::stop_source source, TimePoint now) {
+    void tell(Message message, TimePoint now) {
         {
             const std::lock_guard guard{shared_->mutex};
             if (shared_->untold.empty()) relieve_at_ = now + Millis{2};
-            shared_->untold.push_back(std::move(source));
+            shared_->untold.push_back(std::move(message));
             if (shared_->threads > 0) return;
         }
         add();
@@ -56,23 +59,24 @@ public:
 private:
     struct Shared {
         std::mutex mutex{};
-        std::deque<std::stop_source> untold{};
+        std::deque<Message> untold{};
         int threads = 0;
     };
 
     static void run(Shared& shared) {
         for (;;) {
-            std::stop_source source{std::nostopstate};
+            Message message;
             {
                 const std::lock_guard guard{shared.mutex};
                 if (shared.untold.empty()) {
                     --shared.threads;
                     return;
                 }
-                source = std::move(shared.untold.front());
+                message = std::move(shared.untold.front());
                 shared.untold.pop_front();
             }
-            source.request_stop();
+            if (auto listeners = message.holding->listeners()) listeners->request_stop();
+            message.holding->tell_lost(message.why);
         }
     }
 
@@ -82,10 +86,7 @@ private:
             ++shared_->threads;
         }
         try {
-            quiet_thread([shared = shared_, mask = programs_mask_] {
-                ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); // what callbacks start is the program's again
-                run(*shared);
-            }).detach();
+            engine_.detach([shared = shared_] { run(*shared); });
         } catch (...) { // no thread is to be had: then in this one
             run(*shared_);
         }
@@ -97,12 +98,13 @@ private:
     }
 
     std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
-    sigset_t programs_mask_{};
+    Engine engine_;
     TimePoint relieve_at_{};
 };
 
-/// One thread for all leases of a backend, started with the first of them. Port: `fd()`, `events()`, `due()`, `send(Renewal)` and
-/// `advance(now, answered)`, as of Channel.
+/// One thread for all leases of a backend, started with the first of them.
+/// Port: `send(Renewal)`, `advance(now, answered)` and `due()` as of Channel, `wait(alarm)` for whatever comes first; and an Engine,
+/// as System is one.
 template <class Port>
 class Renewer {
 public:
@@ -118,12 +120,12 @@ public:
             over_ = true;
         }
         alarm_.set(TimePoint{});
-        if (thread_.joinable()) thread_.join();
+        thread_.join();
     }
 
     void keep(std::shared_ptr<Holding> holding, TimePoint first) {
         const std::lock_guard guard{mutex_};
-        if (!thread_.joinable()) thread_ = quiet_thread([this] { run(); });
+        if (!thread_.joinable()) thread_.start([this] { run(); });
         Holding* const address = holding.get();
         agenda_.erase({address->due, address});
         agenda_.insert_or_assign({address->due = first, address}, std::move(holding));
@@ -137,27 +139,24 @@ public:
     }
 
 private:
+    using Engine = typename Port::Engine;
     using Agenda = std::map<std::pair<TimePoint, Holding*>, std::shared_ptr<Holding>>;
 
     void run() {
-        const auto answered = [this](const Renewal& renewal, const Answer& answer) {
-            const std::lock_guard guard{mutex_}; // first, for no other lease of the holding is to come in between
-            const auto next = renewal.holding->answered(renewal.token, answer, renewal.asked, now());
-            if (next) reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), *next);
-        };
         for (;;) {
             try {
                 {
                     const std::lock_guard guard{mutex_};
                     if (over_) return;
-                    take_steps(now());
+                    take_steps(Engine::now());
                 }
-                for (std::stop_source& source : to_tell_) heralds_.tell(std::move(source), now());
+                for (auto& message : to_tell_) heralds_.tell(std::move(message), Engine::now());
                 to_tell_.clear();
                 for (Renewal& renewal : to_send_) port_.send(std::move(renewal));
                 to_send_.clear();
-                port_.advance(now(), answered);
-                heralds_.relieve(now());
+                port_.advance(Engine::now(),
+                              [this](const Renewal& renewal, const Answer& answer) { answered(renewal, answer); });
+                heralds_.relieve(Engine::now());
             } catch (const std::bad_alloc&) { // a renewal may be lost by that; when its lease ends, that is told
             }
             {
@@ -166,8 +165,19 @@ private:
                 sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due()});
                 alarm_.set(sleeps_until_);
             }
-            wait(port_.fd(), port_.events(), {TimePoint::max(), alarm_.fd()});
+            port_.wait(alarm_);
         }
+    }
+
+    void answered(const Renewal& renewal, const Answer& answer) {
+        const TimePoint now = Engine::now();
+        std::optional<Holding::Renewed> renewed;
+        {
+            const std::lock_guard guard{mutex_}; // first, for no other lease of the holding is to come in between
+            renewed = renewal.holding->answered(renewal.token, answer, renewal.asked, now);
+            if (renewed) reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), renewed->next);
+        }
+        if (renewed && renewed->slack) renewal.holding->tell_renewed(now - renewal.asked, *renewed->slack);
     }
 
     /// Of all whose time has come, and of those behind them whose time is near, so that they travel together.
@@ -183,8 +193,7 @@ private:
             if (step.act == Holding::Step::Act::renew)
                 to_send_.push_back(
                     {current->second, step.token, now, std::min(step.next, now + holding.options.answers_within())});
-            if (step.act == Holding::Step::Act::tell)
-                if (auto listeners = holding.listeners()) to_tell_.push_back(std::move(*listeners));
+            if (step.act == Holding::Step::Act::tell) to_tell_.push_back({current->second, step.why});
             moved.emplace_back(agenda_.extract(current), step.next);
         }
         for (auto& [entry, next] : moved) reschedule(std::move(entry), next);
@@ -197,15 +206,44 @@ private:
     }
 
     Port port_;
-    Heralds heralds_;
-    Alarm alarm_;
+    Heralds<Engine> heralds_;
+    typename Engine::Alarm alarm_;
     std::mutex mutex_;
     Agenda agenda_;
     std::vector<Renewal> to_send_;
-    std::vector<std::stop_source> to_tell_;
+    std::vector<typename Heralds<Engine>::Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
-    std::thread thread_;
+    typename Engine::Thread thread_;
+};
+
+/// A renewer that is made when the first lease is kept, in its process. Thread-safe.
+template <class Port>
+class Renewers {
+public:
+    template <class... Arguments>
+    void keep(const std::shared_ptr<Holding>& holding, TimePoint when, Arguments&&... of_the_port) {
+        Slot& slot = slot_.get();
+        Renewer<Port>* renewer = slot.renewer.load();
+        if (renewer == nullptr) {
+            const std::lock_guard guard{slot.mutex};
+            renewer = slot.renewer.load();
+            if (renewer == nullptr) slot.renewer = renewer = new Renewer<Port>{std::forward<Arguments>(of_the_port)...};
+        }
+        renewer->keep(holding, when);
+    }
+    void drop(Holding& holding) noexcept {
+        if (Renewer<Port>* renewer = slot_.get().renewer.load()) renewer->drop(holding);
+    }
+
+private:
+    struct Slot {
+        std::mutex mutex{};
+        std::atomic<Renewer<Port>*> renewer{nullptr};
+        ~Slot() { delete renewer.load(); }
+        bool abandon() noexcept { return false; } // its thread is the parent's, and its mutex may be locked for ever
+    };
+    PerProcess<Slot> slot_;
 };
 
 } // namespace redislock::detail

@@ -6,6 +6,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/timerfd.h>
@@ -15,7 +16,9 @@
 #include <atomic>
 #include <cerrno>
 #include <memory>
+#include <span>
 #include <stop_token>
+#include <thread>
 
 #if defined(_WIN32)
 #error "redislock needs a POSIX system; Windows is not supported"
@@ -36,19 +39,24 @@ inline TimePoint now() noexcept {
     return TimePoint{std::chrono::seconds{time.tv_sec} + std::chrono::nanoseconds{time.tv_nsec}};
 }
 
-/// Blocks until `fd` is ready for `events` (then true) or the deadline has passed, or was stopped. Signals don't shorten or
-/// prolong it. An fd of -1 is never ready. Readiness is looked for at least once, however late it is.
-inline bool wait(int fd, short events, const Deadline& deadline) noexcept {
+/// Blocks until one of the entries is ready (then true), or until then. Signals don't shorten or prolong it. An fd of -1 is never
+/// ready. Readiness is looked for at least once, however late it is.
+inline bool wait(std::span<pollfd> entries, TimePoint until) noexcept {
     constexpr Millis longest{60'000};
     for (;;) {
         const TimePoint time = now();
-        const auto left = time < deadline.at ? std::chrono::ceil<Millis>(deadline.at - time) : Millis::zero();
-        pollfd entries[] = {{fd, events, 0}, {deadline.stop, POLLIN, 0}};
-        const int ready = ::poll(entries, 2, static_cast<int>(std::min(left, longest).count()));
-        if (ready > 0) return entries[0].revents != 0;
+        const auto left = time < until ? std::chrono::ceil<Millis>(until - time) : Millis::zero();
+        const int ready = ::poll(entries.data(), entries.size(), static_cast<int>(std::min(left, longest).count()));
+        if (ready > 0) return true;
         if (ready < 0 && errno != EINTR && errno != EAGAIN) return false;
         if (left == Millis::zero()) return false;
     }
+}
+
+/// The same for `fd` and `events`, or until it is stopped, which is false.
+inline bool wait(int fd, short events, const Deadline& deadline) noexcept {
+    pollfd entries[] = {{fd, events, 0}, {deadline.stop, POLLIN, 0}};
+    return wait(entries, deadline.at) && entries[0].revents != 0;
 }
 
 inline bool readable(int fd) noexcept { return wait(fd, POLLIN, TimePoint{}); }
@@ -98,6 +106,54 @@ public:
 
 private:
     int fd_;
+};
+
+/// The clock, the timers and the threads of this process. What takes an Engine is given another one in simulations.
+class System {
+public:
+    using Alarm = detail::Alarm;
+
+    static TimePoint now() noexcept { return detail::now(); }
+
+    /// One of ours: it runs no signal handler of the program's. start() throws std::system_error if there is none to be had.
+    class Thread {
+    public:
+        template <class Work>
+        void start(Work work) {
+            sigset_t all, before;
+            ::sigfillset(&all);
+            ::pthread_sigmask(SIG_SETMASK, &all, &before);
+            struct Restore {
+                ~Restore() { ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); }
+                const sigset_t& mask;
+            } const restore{before};
+            thread_ = std::thread{std::move(work)};
+        }
+        bool joinable() const noexcept { return thread_.joinable(); }
+        void join() {
+            if (joinable()) thread_.join();
+        }
+        void detach() { thread_.detach(); }
+
+    private:
+        std::thread thread_;
+    };
+
+    System() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
+
+    /// A thread for callbacks: what they start is the program's again, as where this was constructed.
+    template <class Work>
+    void detach(Work work) const {
+        Thread thread;
+        thread.start([mask = programs_mask_, work = std::move(work)] {
+            ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+            work();
+        });
+        thread.detach();
+    }
+
+private:
+    sigset_t programs_mask_{};
 };
 
 /// A stop_token as something to wait for. One that can't be stopped costs nothing.

@@ -8,7 +8,8 @@ namespace redislock::detail {
 
 /// The keys beside a lock's key while somebody waits for it, in the same slot of a cluster as far as a key allows that:
 /// `waiting` announces waiters by its presence; on the list `turn` they block, and an element in it is the turn of the
-/// first; `given` tells that a turn was given just now, and may not have been taken yet, though the lock's key is free.
+/// first; `given` tells that a turn was given just now, and may not have been taken yet, though the lock's key is free. And
+/// `fence` has the number of the last grant, for a day.
 /// They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone is not refused the
 /// whole script for their sake.
 struct Companions {
@@ -21,10 +22,43 @@ struct Companions {
         waiting = prefix + "waiting";
         turn = prefix + "turn";
         given = prefix + "given";
+        fence = prefix + "fence";
     }
 
-    std::string waiting, turn, given;
+    std::string waiting, turn, given, fence;
 };
+
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3] the
+/// counter, ARGV[4] to how many us the time is rounded down.
+/// The number is above the last one, and not below the server's time in us: so it grows even if the counter is lost, as long as
+/// the time does not go back behind the last number. A counter that has had no grant for a day is of no more use, and goes.
+/// Returns OK, or the number: it's ours now; 0: it is held without an expiry; -1 - n: it is held for n ms; nil: the same, for
+/// nobody knows how long; another status: it is of that type.
+inline constexpr std::string_view acquire_script = R"lua(local fence
+if ARGV[3] then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000000 + time[2]
+  local last = redis.call('GET', ARGV[3])
+  fence = last and math.max(last + 1, now - now % ARGV[4]) or now
+end
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  if not fence then
+    return redis.status_reply('OK')
+  end
+  local counted = redis.pcall('SET', ARGV[3], string.format('%.0f', fence), 'PX', 86400000)
+  if counted.err then
+    redis.call('DEL', KEYS[1])
+    return counted
+  end
+  return fence
+end
+local kind = redis.pcall('TYPE', KEYS[1])
+if kind.ok and kind.ok ~= 'string' then
+  return kind
+end
+local left = redis.pcall('PTTL', KEYS[1])
+return type(left) == 'number' and left > -2 and -1 - left
+)lua";
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the companions.
 /// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1: there
@@ -46,7 +80,8 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; where later grants are to have higher numbers than
+/// ARGV[4], ARGV[3] is the counter.
 /// Returns 1: it is ours, and lives for that long or longer; 0: it is another's; -1: there is none.
 inline constexpr std::string_view extend_script = R"lua(local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] then
@@ -54,6 +89,9 @@ if holder ~= ARGV[1] then
 end
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+if ARGV[3] and tonumber(redis.call('GET', ARGV[3]) or 0) < tonumber(ARGV[4]) then
+  redis.call('SET', ARGV[3], ARGV[4], 'PX', 86400000)
 end
 return 1
 )lua";
@@ -90,22 +128,71 @@ return left
 
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
-inline constexpr std::string_view extend_sha = "0c8369d15cf0e3be0a5b56371717efbacfbd4546";
+inline constexpr std::string_view acquire_sha = "1c7d8de5b92633113568aab4366af98b958fc5af";
+inline constexpr std::string_view extend_sha = "184422fd51856339e7cc87a2afd3fb03f081f4e5";
 inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
 
-/// What the scripts that extend and release have returned; nothing if they can't have.
-inline std::optional<Answer> settlement(const Reply& reply) {
-    if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -1 || reply.integer > 1) return std::nullopt;
-    if (reply.integer == 1) return Answer{Verdict::yes};
-    return Answer{Verdict::no, {reply.integer == 0 ? Errc::stolen : Errc::expired, {}}};
+/// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now.
+inline Answer busy_for(long long pttl) {
+    if (pttl == -1) return {Verdict::no, {Errc::no_expiry, {}}};
+    return {Verdict::no, {Errc::busy, {}}, std::clamp(Millis{pttl}, Millis::zero(), Millis{Options::longest_ttl})};
 }
+
+/// Whether an acquire is a SET, which can't tell more of a key that is held.
+inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fenced; }
+
+/// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any further.
+inline Answer meaning_of(const Request& request, const Reply& reply) {
+    const auto busy = [](Errc why, std::string detail = {}) { return Answer{Verdict::no, {why, std::move(detail)}}; };
+    if (reply.is_error()) {
+        std::string sentence = reply.text.substr(0, reply.text.find(", with args beginning with"));
+        for (auto at = sentence.find(request.token.hex()); at != sentence.npos; at = sentence.find(request.token.hex()))
+            sentence.replace(at, Token::digits, "<token>");
+        const Errc code = meaning(reply.text);
+        const bool theirs = code == Errc::wrong_type && request.verb != Verb::acquire;
+        return {Verdict::no, {theirs ? Errc::stolen : code, std::move(sentence)}};
+    }
+    const long long number = reply.integer;
+    if (request.verb != Verb::acquire) {
+        if (reply.type == REDIS_REPLY_INTEGER && number == 1) return {Verdict::yes};
+        if (reply.type == REDIS_REPLY_INTEGER && number == 0) return {Verdict::no, {Errc::stolen, {}}};
+        if (reply.type == REDIS_REPLY_INTEGER && number == -1) return {Verdict::no, {Errc::expired, {}}};
+    } else if (reply.type == REDIS_REPLY_NIL) {
+        return busy(Errc::busy);
+    } else if (reply.type == REDIS_REPLY_STATUS) {
+        if (reply.text == "OK") return {Verdict::yes};
+        if (!is_plain(request)) return busy(Errc::wrong_type, "the key holds a " + reply.text);
+    } else if (reply.type == REDIS_REPLY_INTEGER) {
+        if (number > 0 && request.fenced) return {.verdict = Verdict::yes, .fence = static_cast<std::uint64_t>(number)};
+        if (number <= 0) return busy_for(-1 - number);
+    }
+    return {Verdict::unknown, {Errc::protocol_error, {}}};
+}
+
+/// Whether the connection is of no more use: it is out of step, or leads to one that has become a replica, while a new one to the
+/// same address may lead to the primary.
+inline bool ends_connection(const Answer& answer) noexcept {
+    return answer.why.code == Errc::protocol_error || answer.why.code == Errc::read_only;
+}
+
+/// Why that many replicas are not enough; nothing if they are.
+inline Failure shortage(const Request& request, const Reply& reply) {
+    if (reply.is_error()) return {meaning(reply.text), reply.text};
+    if (reply.type != REDIS_REPLY_INTEGER) return {Errc::protocol_error, {}};
+    if (reply.integer >= static_cast<long long>(request.replicas)) return {};
+    return {Errc::no_replicas,
+            std::to_string(reply.integer) + " replicas have it, wanted are " + std::to_string(request.replicas)};
+}
+
+inline bool is_noscript(const Reply& reply) { return reply.is_error() && reply.text.starts_with("NOSCRIPT"); }
 
 /// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
 class PreparedCommand {
 public:
     std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
-        if (bytes_.empty() || key_ != request.key || ttl_ != request.ttl) {
+        if (format_ != format || key_ != request.key || ttl_ != request.ttl) {
             bytes_ = format(request);
+            format_ = format;
             key_ = request.key;
             ttl_ = request.ttl;
             token_at_ = bytes_.rfind(request.token.hex());
@@ -115,6 +202,7 @@ public:
     }
 
 private:
+    std::string (*format_)(const Request&) = nullptr;
     std::string bytes_;
     std::string key_;
     Millis ttl_{};
@@ -124,12 +212,23 @@ private:
 inline std::string set_command(const Request& r) {
     return formatted({"SET", r.key, r.token.hex(), "NX", "PX", std::to_string(r.ttl.count())});
 }
-inline std::string extend_by_sha(const Request& r) {
-    return formatted({"EVALSHA", extend_sha, "1", r.key, r.token.hex(), std::to_string(r.ttl.count())});
+inline std::string acquire_command(const Request& r, std::string_view verb, std::string_view script) {
+    const std::string ttl = std::to_string(r.ttl.count());
+    if (!r.fenced) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
+    return formatted(
+        {verb, script, "1", r.key, r.token.hex(), ttl, Companions{r.key}.fence, std::to_string(r.fence_step.count())});
 }
-inline std::string extend_by_body(const Request& r) {
-    return formatted({"EVAL", extend_script, "1", r.key, r.token.hex(), std::to_string(r.ttl.count())});
+inline std::string acquire_by_sha(const Request& r) { return acquire_command(r, "EVALSHA", acquire_sha); }
+inline std::string acquire_by_body(const Request& r) { return acquire_command(r, "EVAL", acquire_script); }
+
+inline std::string extend_command(const Request& r, std::string_view verb, std::string_view script) {
+    const std::string ttl = std::to_string(r.ttl.count());
+    if (r.fence == 0) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
+    return formatted({verb, script, "1", r.key, r.token.hex(), ttl, Companions{r.key}.fence, std::to_string(r.fence)});
 }
+inline std::string extend_by_sha(const Request& r) { return extend_command(r, "EVALSHA", extend_sha); }
+inline std::string extend_by_body(const Request& r) { return extend_command(r, "EVAL", extend_script); }
+
 inline std::string release_command(const Request& r, std::string_view verb, std::string_view script) {
     const Companions companions{r.key};
     return formatted({verb, script, "1", r.key, r.token.hex(), companions.waiting, companions.turn, companions.given});
@@ -145,6 +244,14 @@ inline std::string announce_command(const Request& r, std::string_view verb, std
 }
 inline std::string announce_by_sha(const Request& r) { return announce_command(r, "EVALSHA", announce_sha); }
 inline std::string announce_by_body(const Request& r) { return announce_command(r, "EVAL", announce_script); }
+
+/// Waits until enough replicas have what was written before on the same connection, and tells how many have: by half of the time
+/// left.
+inline std::string replicas_command(const Request& r, TimePoint now) {
+    const auto half = std::chrono::floor<Millis>((r.deadline.at - std::min(now, r.deadline.at)) / 2);
+    return formatted({"WAIT", std::to_string(r.replicas),
+                      std::to_string(std::max(std::min(half, r.recheck), Millis{1}).count())}); // 0 would be for ever
+}
 
 /// Waits for a turn. A server counts from the arrival, and lets go a millisecond or two late: hence some less than the
 /// patience. In seconds; none at all would mean for ever.

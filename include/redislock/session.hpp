@@ -10,8 +10,9 @@ namespace redislock::detail {
 /// A connection that has introduced itself, and speaks in a lock's verbs.
 class Session {
 public:
-    bool open(const std::vector<Endpoint>& endpoints, const Greeting& greeting, const Deadline& deadline) {
-        if (!connection_.open(endpoints, deadline) || !connection_.write(greeting.bytes(), deadline))
+    bool open(const Server& server, const Deadline& deadline) {
+        const Greeting& greeting = server.greeting;
+        if (!connection_.open(server.endpoints, deadline) || !connection_.write(greeting.bytes(), deadline))
             return refuse(why_not());
         for (std::size_t nth = 0; nth < greeting.awaited(); ++nth) {
             const Reply* reply = connection_.read(deadline);
@@ -28,13 +29,13 @@ public:
     Answer ask(const Request& request, Look look) {
         switch (request.verb) {
         case Verb::acquire:
-            if (request.patience <= Millis::zero()) return acquire(request);
+            if (is_plain(request)) return acquire(request);
             if (request.key != polls_for_ && request.patience >= shortest_block) return stand_in_line(request, look);
-            return acquire_or_look(in_time(request));
-        case Verb::extend: return settle(request, extend_(request, extend_by_sha), extend_by_body, {});
+            return run(in_time(request), acquire_by_sha(request), acquire_by_body, undo(request));
+        case Verb::extend: return run(request, extend_(request, extend_by_sha), extend_by_body, {});
         default: // a release whose script must be known even if nobody hears of it
             return request.wants_answer
-                       ? settle(request, release_(request, release_by_sha), release_by_body, undo(request))
+                       ? run(request, release_(request, release_by_sha), release_by_body, undo(request))
                        : release_unanswered(request);
         }
     }
@@ -42,8 +43,13 @@ public:
     /// Tells the releases to come, for a moment, that somebody waits. Busy, with the holder's remaining time: none
     /// if the key is free and the turn given to the first in line. All else is why that's not possible.
     Answer announce(const Request& request) {
-        return run(request, announce_by_sha(request), announce_by_body, {},
-                   [this](const Reply& reply) { return announced(reply); });
+        if (!connection_.write(announce_by_sha(request), request.deadline)) return not_sent();
+        const Reply* reply = connection_.read(request.deadline);
+        if (reply != nullptr && is_noscript(*reply)) {
+            if (!connection_.write(announce_by_body(request), request.deadline)) return not_sent();
+            reply = connection_.read(request.deadline);
+        }
+        return reply == nullptr ? unanswered() : announced(request, *reply);
     }
 
     /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known.
@@ -62,7 +68,7 @@ public:
         if (left == nullptr) return unanswered();
         if (answer.verdict != Verdict::yes) return answer;
         if (left->is_error()) return {Verdict::no, {meaning(left->text), left->text}};
-        if (left->type != REDIS_REPLY_INTEGER) return not_understood();
+        if (left->type != REDIS_REPLY_INTEGER) return settled({Verdict::unknown, {Errc::protocol_error, {}}});
         if (left->integer == -2 || (!is_string && !is_other)) return {Verdict::no, {Errc::expired, {}}};
         if (left->integer >= 0) holder.remaining = Millis{left->integer};
         return answer;
@@ -76,26 +82,8 @@ public:
 private:
     Answer acquire(const Request& request) {
         const std::string_view last_words = undo(request);
-        if (!connection_.write(acquire_(request, set_command), request.deadline)) return not_sent();
-        return acquired(request, last_words);
-    }
-
-    /// The same, and without waiting in between: what the holder has left, and of what type the key is. Where the server
-    /// won't tell, the answer goes without.
-    Answer acquire_or_look(const Request& request) {
-        const std::string look = formatted({"PTTL", request.key}) + formatted({"TYPE", request.key});
-        const std::string_view last_words = undo(request);
-        if (!connection_.write(acquire_(request, set_command), request.deadline)) return not_sent();
-        connection_.write(look, request.deadline); // if that fails, so does reading
-        Answer answer = acquired(request, last_words);
-        const Reply* left = good() ? connection_.read(request.deadline) : nullptr;
-        const bool known = left != nullptr && left->type == REDIS_REPLY_INTEGER;
-        if (known && answer.why.code == Errc::busy) answer = busy_for(left->integer);
-        const Reply* type = good() ? connection_.read(request.deadline) : nullptr;
-        if (answer.is_busy() && type != nullptr && type->type == REDIS_REPLY_STATUS && type->text != "string" &&
-            type->text != "none")
-            answer.why = {Errc::wrong_type, "the key holds a " + type->text};
-        return answer;
+        if (!send(request, acquire_(request, set_command))) return not_sent();
+        return answered(request, last_words);
     }
 
     /// The acquire of one who has found the key held: announce, block on the hand-off list, and SET, which the server carries
@@ -106,7 +94,9 @@ private:
     /// server that does not answer them is not waited for.
     template <class Look>
     Answer stand_in_line(const Request& request, Look look) {
-        const std::string block = block_command(request).append(acquire_(request, set_command));
+        std::string block =
+            block_command(request).append(acquire_(request, request.fenced ? acquire_by_body : set_command));
+        if (request.replicas > 0) block += replicas_command(request, now());
         const std::string_view last_words = undo(request);
         const Deadline end = within(request, request.patience);
         const Deadline soon = request.first_answer(now());
@@ -122,7 +112,7 @@ private:
             if (is_noscript(*reply))
                 seen = {Verdict::no, {Errc::busy, {}}, Millis::zero()}; // a look that is due at once will mend it
             else
-                seen = reply->is_error() ? refused(request, *reply) : announced(*reply);
+                seen = announced(request, *reply);
         }
         TimePoint held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
         while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
@@ -138,11 +128,13 @@ private:
         const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
         if (nudged) connection_.write(formatted({"PTTL", request.key}), request.deadline);
         const Reply* turn = connection_.read(seen.is_busy() ? request.deadline : TimePoint{}, last_words);
-        if (turn == nullptr) return seen.is_busy() ? unanswered() : Answer{Verdict::unknown, seen.why};
+        if (turn == nullptr) return {Verdict::unknown, seen.why.code == Errc::busy ? why_not() : seen.why};
         const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
         proven_ = blocked;
         if (!blocked) polls_for_ = request.key;
-        Answer answer = acquired(request, last_words);
+        Request taken = request;
+        taken.patience = Millis::zero();
+        Answer answer = answered(taken, last_words);
         if (nudged) connection_.owe_reply();
         answer.queued = blocked;
         answer.holder_left = seen.holder_left;
@@ -170,55 +162,60 @@ private:
     /// To those who may not stand in line a busy key is told like to those who don't want to.
     Answer line_refused(const Request& request, const Answer& seen) {
         if (!seen.is_trouble() && seen.why.code != Errc::out_of_memory) polls_for_ = request.key;
-        return acquire_or_look(request);
+        return run(request, acquire_by_sha(request), acquire_by_body, undo(request));
     }
 
-    Answer announced(const Reply& reply) {
+    Answer announced(const Request& request, const Reply& reply) {
+        if (reply.is_error()) return settled(meaning_of(request, reply));
         if (reply.type == REDIS_REPLY_STATUS) return {Verdict::no, {Errc::wrong_type, "the key holds a " + reply.text}};
-        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2) return not_understood();
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2)
+            return settled({Verdict::unknown, {Errc::protocol_error, {}}});
         return busy_for(reply.integer);
     }
 
-    /// `pttl` is what PTTL says: -1 without an expiry, -2 gone by now.
-    static Answer busy_for(long long pttl) {
-        if (pttl == -1) return {Verdict::no, {Errc::no_expiry, {}}};
-        return {Verdict::no, {Errc::busy, {}}, std::clamp(Millis{pttl}, Millis::zero(), Millis{Options::longest_ttl})};
+    /// With the question about the replicas behind it, where that is wanted.
+    bool send(const Request& request, std::string_view command) {
+        if (request.replicas == 0) return connection_.write(command, request.deadline);
+        return connection_.write(std::string{command} + replicas_command(request, now()), request.deadline);
     }
 
-    Answer acquired(const Request& request, std::string_view last_words) {
+    /// What was sent so is answered.
+    Answer answered(const Request& request, std::string_view last_words) {
         const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return unanswered();
-        if (reply->type == REDIS_REPLY_STATUS && reply->text == "OK") return {Verdict::yes};
-        if (reply->type == REDIS_REPLY_NIL) return {Verdict::no, {Errc::busy, {}}};
-        return reply->is_error() ? refused(request, *reply) : not_understood();
+        Answer answer = settled(meaning_of(request, *reply));
+        return request.replicas > 0 && good() ? replicated(request, std::move(answer), last_words) : answer;
+    }
+
+    Answer replicated(const Request& request, Answer answer, std::string_view last_words) {
+        const Reply* reply = connection_.read(request.deadline, last_words);
+        if (reply == nullptr) return answer.verdict == Verdict::yes ? unanswered() : answer;
+        Failure objection = shortage(request, *reply);
+        if (answer.verdict != Verdict::yes || !objection) return answer;
+        if (request.verb == Verb::acquire) {
+            Request undo = request;
+            undo.verb = Verb::release;
+            undo.replicas = 0;
+            if (run(undo, release_by_sha(undo), release_by_body, {}).verdict == Verdict::yes)
+                return {Verdict::no, std::move(objection)};
+        }
+        return {Verdict::unknown, std::move(objection)};
     }
 
     /// A script is called by its name, and sent in full where the server does not know it.
-    template <class Meaning>
     Answer run(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
-               std::string_view last_words, Meaning meaning) {
-        if (!connection_.write(by_sha, request.deadline)) return not_sent();
+               std::string_view last_words) {
+        if (!send(request, by_sha)) return not_sent();
         const Reply* reply = connection_.read(request.deadline, last_words);
-        if (reply != nullptr && is_noscript(*reply)) {
-            if (!connection_.write(by_body(request), request.deadline)) return not_sent();
-            reply = connection_.read(request.deadline);
-        }
         if (reply == nullptr) return unanswered();
-        return reply->is_error() ? refused(request, *reply) : meaning(*reply);
+        if (is_noscript(*reply)) {
+            if (request.replicas > 0 && connection_.read(request.deadline) == nullptr) return unanswered();
+            if (!send(request, by_body(request))) return not_sent();
+            return answered(request, last_words);
+        }
+        Answer answer = settled(meaning_of(request, *reply));
+        return request.replicas > 0 && good() ? replicated(request, std::move(answer), last_words) : answer;
     }
-
-    /// Extends or releases.
-    Answer settle(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
-                  std::string_view last_words) {
-        Answer answer = run(request, by_sha, by_body, last_words, [this](const Reply& reply) {
-            const std::optional<Answer> settled = settlement(reply);
-            return settled ? *settled : not_understood();
-        });
-        if (answer.why.code == Errc::wrong_type) answer.why.code = Errc::stolen;
-        return answer;
-    }
-
-    static bool is_noscript(const Reply& reply) { return reply.is_error() && reply.text.starts_with("NOSCRIPT"); }
 
     /// By the script's body, since nobody would be there to send it after a NOSCRIPT.
     Answer release_unanswered(const Request& request) {
@@ -240,20 +237,9 @@ private:
         return connection_.failure();
     }
 
-    Answer not_understood() {
-        connection_.close();
-        return {Verdict::unknown, {Errc::protocol_error, {}}};
-    }
-
-    /// A server echoes arguments in some errors: neither they nor the token leave this function. One that has become a
-    /// replica is left, since the next connection to its address may lead to the primary.
-    Answer refused(const Request& request, const Reply& reply) {
-        std::string sentence = reply.text.substr(0, reply.text.find(", with args beginning with"));
-        for (auto at = sentence.find(request.token.hex()); at != sentence.npos; at = sentence.find(request.token.hex()))
-            sentence.replace(at, Token::digits, "<token>");
-        const Errc code = meaning(reply.text);
-        if (code == Errc::read_only) connection_.close();
-        return {Verdict::no, {code, std::move(sentence)}};
+    Answer settled(Answer answer) {
+        if (ends_connection(answer)) connection_.close();
+        return answer;
     }
 
     bool refuse(Failure failure) {

@@ -117,6 +117,18 @@ struct Request {
 
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
+
+    /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a
+    /// grant is undone, and an extension unknown.
+    unsigned replicas = 0;
+
+    /// Acquire: the grant is to be numbered, see Answer::fence; and to which part the time in that number is rounded down, for
+    /// several places to come to the same number.
+    bool fenced = false;
+    std::chrono::microseconds fence_step{1};
+
+    /// Extend: numbers from now on are to be greater than this one.
+    std::uint64_t fence = 0;
 };
 
 /// What a backend says to a Request.
@@ -126,13 +138,14 @@ struct Answer {
     Verdict verdict;
     Failure why{};
     std::optional<Millis> holder_left{}; ///< acquire: what the holder had left when he was last seen, if that is known
-    bool queued = false; ///< acquire: it stood in line for its turn, so that to ask again at once is right
+    bool queued = false;     ///< acquire: it stood in line for its turn, so that to ask again at once is right
+    std::uint64_t fence = 0; ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
 
     /// The key is held, by whatever it may be.
-    bool is_busy() const noexcept {
-        return verdict == Verdict::no &&
-               (why.code == Errc::busy || why.code == Errc::no_expiry || why.code == Errc::wrong_type);
-    }
+    bool is_busy() const noexcept { return verdict == Verdict::no && (why.code == Errc::busy || never_ends()); }
+
+    /// It is held in a way that no lease of ours can wait out. Beside an unknown: it was when it was last seen.
+    bool never_ends() const noexcept { return why.code == Errc::no_expiry || why.code == Errc::wrong_type; }
 
     /// Time may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
     bool is_trouble() const noexcept {
@@ -164,6 +177,14 @@ enum class Outcome {
 
 using Unlocked = Outcome;
 
+struct Observer;
+
+/// The part of a lease that can't be relied upon: `drift` of it, and 2 ms for the server's and our own rounding.
+inline Millis allowance(Millis lease, double drift) noexcept {
+    const std::chrono::duration<double, std::milli> part{static_cast<double>(lease.count()) * drift};
+    return std::chrono::ceil<Millis>(part) + Millis{2};
+}
+
 /// How a lock behaves. An aggregate, for designated initialisers: `{.ttl = 30s, .confirm_release = false}`.
 struct Options {
     static constexpr Millis shortest_ttl{10};
@@ -173,7 +194,7 @@ struct Options {
     Millis ttl{10'000};
 
     /// Whether the lease is renewed in the background, every third of its ttl, until the lock is unlocked.
-    bool renew = false;
+    bool renew = true;
 
     /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by itself. Not
     /// set: for as long as the lock is held. At least 1 ms.
@@ -194,14 +215,18 @@ struct Options {
     /// connection fails just then, nobody learns that the key stays until its ttl has run out.
     bool confirm_release = true;
 
-    /// The part of a lease that can't be relied upon: `drift` of it, and 2 ms for the server's and our own rounding.
-    Millis allowance(Millis lease) const noexcept {
-        const std::chrono::duration<double, std::milli> part{static_cast<double>(lease.count()) * drift};
-        return std::chrono::ceil<Millis>(part) + Millis{2};
-    }
+    /// Whether each grant is numbered, for RedisLock::fence(). A lock that is free costs a script instead of a SET then.
+    bool fenced = false;
+
+    /// How many replicas of the server must have a grant, and each extension of it, before it counts (WAIT): 0 to 100. A
+    /// grant that too few have in time is undone, and is Errc::no_replicas when the answer time-out is over.
+    unsigned min_replicas = 0;
+
+    /// Whom to tell what becomes of the lock; see observer.hpp. It must outlive the lock.
+    const Observer* observer = nullptr;
 
     /// What can be relied upon of a lease of `ttl`.
-    Millis usable() const noexcept { return ttl - allowance(ttl); }
+    Millis usable() const noexcept { return ttl - allowance(ttl, drift); }
     Millis answers_within() const noexcept { return answer_timeout.value_or(std::min(usable() / 3, Millis{1'000})); }
 
     /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out, but
@@ -239,6 +264,7 @@ inline void check(const Options& options) {
                "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
                    in_ms(options.ttl));
     if (options.max_hold && *options.max_hold < Millis{1}) refuse("max_hold", in_ms(*options.max_hold), "1 ms or more");
+    if (options.min_replicas > 100) refuse("min_replicas", std::to_string(options.min_replicas), "0 to 100");
     if (options.longest_pause < Millis{1} || options.longest_pause > std::chrono::hours{1})
         refuse("longest_pause", in_ms(options.longest_pause), "1 ms to 3600000 ms");
 }

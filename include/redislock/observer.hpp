@@ -1,0 +1,63 @@
+/// What becomes of locks, told to whoever counts or logs it: a table of functions, and what each of them is told. It knows
+/// neither locks nor backends.
+#pragma once
+
+#include "types.hpp"
+
+namespace redislock {
+
+/// Why a lease was lost while it was held.
+enum class Loss {
+    expired,   ///< the key was gone when the lease was to be extended
+    stolen,    ///< the key held something else
+    timed_out, ///< it was not extended in time: it was not to be renewed, or nobody answered, or the server refused
+    max_hold,  ///< it was renewed for `Options::max_hold`; it can still be used until its end
+};
+
+/// A table of functions for an application's metrics, each of which may be left out; to be pointed to by
+/// Options::observer, and to outlive all locks that do. One that is not set costs a comparison. Nothing is allocated for
+/// it, and no mutex of ours is held meanwhile. What a view refers to lives as long as the call.
+///
+/// `acquired` and `released` are called by the lock's own thread, `lost` by one of those that run the callbacks of lost(),
+/// so that it may block; `renewed` by the thread that renews all leases of a backend, or by the lock's own in an extend(),
+/// and must return at once. Several may be called at the same time.
+struct Observer {
+    using Span = LeaseClock::duration;
+
+    struct Acquired {
+        std::string_view key;
+        Span waited;         ///< from the call until it was held
+        unsigned tries;      ///< how many questions were asked, the last one included
+        std::uint64_t fence; ///< 0: the grant is not numbered
+    };
+    struct Renewed {
+        std::string_view key;
+        Span round_trip; ///< from the question to the answer
+        Span slack;      ///< what had been left of the lease when the answer came
+    };
+    struct Lost {
+        std::string_view key;
+        Loss why;
+    };
+    struct Released {
+        std::string_view key;
+        Span held; ///< from the grant to the call of unlock()
+        Outcome outcome;
+    };
+
+    void* context = nullptr; ///< the first argument of each
+    void (*acquired)(void* context, const Acquired& event) noexcept = nullptr;
+    void (*renewed)(void* context, const Renewed& event) noexcept = nullptr;
+    void (*lost)(void* context, const Lost& event) noexcept = nullptr;
+    void (*released)(void* context, const Released& event) noexcept = nullptr;
+};
+
+namespace detail {
+template <class Event>
+void tell(const Observer* observer, void (*Observer::*function)(void*, const Event&) noexcept,
+          const std::type_identity_t<Event>& event) noexcept {
+    if (observer != nullptr && observer->*function != nullptr) (observer->*function)(observer->context, event);
+}
+} // namespace detail
+
+} // namespace redislock
