@@ -128,17 +128,24 @@ private:
         const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
         if (nudged) connection_.write(formatted({"PTTL", request.key}), request.deadline);
         const Reply* turn = connection_.read(seen.is_busy() ? request.deadline : TimePoint{}, last_words);
-        if (turn == nullptr) return {Verdict::unknown, seen.why.code == Errc::busy ? why_not() : seen.why};
+        if (turn == nullptr && !seen.is_busy()) return {Verdict::unknown, seen.why};
+        if (turn == nullptr) return told(unanswered(), seen);
         const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
         proven_ = blocked;
         if (!blocked) polls_for_ = request.key;
         Request taken = request;
         taken.patience = Millis::zero();
-        Answer answer = answered(taken, last_words);
+        Answer answer = told(answered(taken, last_words), seen);
         if (nudged) connection_.owe_reply();
         answer.queued = blocked;
         answer.holder_left = seen.holder_left;
-        if (answer.why.code == Errc::busy) answer.why = seen.why;
+        return answer;
+    }
+
+    /// What was seen of the holder tells more than that he is there, or that nobody answers.
+    static Answer told(Answer answer, const Answer& seen) {
+        if (answer.why.code == Errc::busy || (answer.why.code == Errc::timed_out && seen.never_ends()))
+            answer.why = seen.why;
         return answer;
     }
 
