@@ -9,6 +9,7 @@ using namespace std::chrono_literals;
 
 struct MemoryWorld {
     static constexpr Millis unit{60'000};
+    static constexpr bool has_line = true;
     Memory memory;
 
     Memory& backend() { return memory; }

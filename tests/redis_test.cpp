@@ -21,6 +21,7 @@ test::RedisServer& server() {
 
 struct RedisWorld {
     static constexpr Millis unit{400};
+    static constexpr bool has_line = true;
     test::RedisServer& instance = server();
     Redis redis{instance.unix_uri()};
 

@@ -28,19 +28,44 @@ class Channel {
 public:
     explicit Channel(const Server& server) : server_{server} {}
 
-    /// What its user is to wait for.
-    pollfd entry() const noexcept {
-        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
+    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline; `groups` are ranges of channels.
+    template <class... Groups>
+    static void wait(const Deadline& deadline, const Groups&... groups) {
+        std::array<pollfd, 32> entries{{{deadline.stop, POLLIN, 0}}};
+        std::size_t count = 1;
+        TimePoint until = deadline.at;
+        const auto add = [&](const Channel& channel) {
+            entries[count++] = channel.entry();
+            until = std::min(until, channel.due());
+        };
+        (std::for_each(std::begin(groups), std::end(groups), add), ...);
+        detail::wait(std::span{entries}.first(count), until);
+    }
+
+    /// Before the next question: those that can be read though nothing is owed have been hung up by the server, or are out of step.
+    template <class Group>
+    static void look_after(Group& group) {
+        std::array<pollfd, 32> entries{};
+        std::size_t count = 0;
+        for (const Channel& channel : group) entries[count++] = {channel.connection_.fd(), POLLIN, 0};
+        if (!detail::wait(std::span{entries}.first(count), TimePoint{})) return;
+        count = 0;
+        for (Channel& channel : group)
+            if (entries[count++].revents != 0 && channel.owed() == 0) channel.hang_up();
     }
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept { return opening() ? std::min(due_, open_by_) : due_; }
 
-    /// How many answers are still to come.
+    bool is_closed() const noexcept { return phase_ == Phase::closed; }
+
+    /// How many answers are still to come; and whether one to a question with this token, or to any acquire.
     std::size_t owed() const noexcept { return under_way_.size() + durable_.size(); }
     bool owes(const Token& token) const noexcept {
-        return std::any_of(under_way_.begin(), under_way_.end(),
-                           [&](const Sent& sent) { return !sent.is_wait && sent.errand.request().token == token; });
+        return owes([&](const Request& request) { return request.token == token; });
+    }
+    bool owes_an_acquire() const noexcept {
+        return owes([](const Request& request) { return request.verb == Verb::acquire; });
     }
 
     /// Goes out with the next advance().
@@ -58,7 +83,7 @@ public:
     template <class Answered>
     void advance(TimePoint now, Answered&& answered) {
         if (phase_ == Phase::closed && !under_way_.empty()) open(now, 0);
-        if (phase_ == Phase::connecting && wait(connection_.fd(), POLLOUT, TimePoint{}) &&
+        if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
         if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
@@ -72,12 +97,6 @@ public:
         if (due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
     }
 
-    /// Called with nothing under way, and something to read: the server has hung up, or is out of step.
-    void hang_up() noexcept {
-        connection_.close();
-        phase_ = Phase::closed;
-    }
-
 private:
     enum class Phase { closed, connecting, greeting, ready };
 
@@ -86,6 +105,22 @@ private:
         Errand errand;
         bool in_full = false, is_wait = false;
     };
+
+    pollfd entry() const noexcept {
+        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
+    }
+
+    void hang_up() noexcept {
+        connection_.close();
+        phase_ = Phase::closed;
+        knows_ = {};
+    }
+
+    template <class Which>
+    bool owes(Which which) const noexcept {
+        return std::any_of(under_way_.begin(), under_way_.end(),
+                           [&](const Sent& sent) { return which(sent.errand.request()); });
+    }
 
     const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
 
@@ -189,16 +224,25 @@ private:
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
         const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
-        phase_ = Phase::closed;
-        connection_.close();
+        if (verdict == Verdict::unknown && connection_.good()) undo_acquires();
+        hang_up();
         ++nth_;
         out_.clear();
         waits_for_ = 0;
-        knows_ = {};
         due_ = TimePoint::max();
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
         for (Sent& sent : std::exchange(under_way_, {}))
             if (!sent.is_wait) answered(sent.errand, Answer{verdict, why});
+    }
+
+    /// Those that were not answered in time are released behind, whenever the server comes to it.
+    void undo_acquires() {
+        std::string releases = out_;
+        for (const Sent& sent : under_way_)
+            if (!sent.is_wait && sent.errand.request().verb == Verb::acquire)
+                releases += release_by_body(sent.errand.request());
+        std::string_view rest = releases;
+        connection_.write_some(rest);
     }
 
     const Server& server_;

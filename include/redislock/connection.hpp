@@ -6,7 +6,6 @@
 #include "socket.hpp"
 
 #include <netinet/tcp.h>
-#include <sched.h>
 
 #include <initializer_list>
 #include <memory>
@@ -233,23 +232,14 @@ private:
         return !again && fail(Errc::disconnected, sentence(errno));
     }
 
-    /// As recv(), with ETIMEDOUT when the deadline has passed. To sleep and be woken takes longer than a near server's
-    /// answer, on some virtual machines three times as long. So the answer is looked for first, for a moment, with the
-    /// processor offered to others in between; ever more seldom while that is in vain, as it is with a far server.
+    /// As recv(), with ETIMEDOUT when the deadline has passed.
     ssize_t receive(char* into, std::size_t size, const Deadline& deadline) noexcept {
-        constexpr std::chrono::microseconds moment{100};
-        if (waits_ == 0) {
-            for (const TimePoint end = now() + moment; now() < end; ::sched_yield()) {
-                const ssize_t got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
-                if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) continue;
-                vain_looks_ = 0;
-                return got;
-            }
-            vain_looks_ = std::min(vain_looks_ + 1, 10);
-            waits_ = (1 << vain_looks_) - 1;
-        } else {
-            --waits_;
-        }
+        ssize_t got = -1;
+        const auto arrived = [&] {
+            got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
+            return got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+        };
+        if (glance_(arrived)) return got;
         if (wait(socket_.fd(), POLLIN, deadline)) return ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
         errno = ETIMEDOUT;
         return -1;
@@ -278,8 +268,7 @@ private:
     bool whole_ = false;
     unsigned owed_ = 0;
     std::string objection_;
-    int vain_looks_ = 0; ///< in a row
-    int waits_ = 0;      ///< before the next look
+    Glance glance_;
     Failure failure_;
 };
 

@@ -32,10 +32,7 @@ public:
     void advance(TimePoint now, Answered answered) {
         for (Channel<Renewal>& way : ways_) way.advance(now, answered);
     }
-    void wait(const Alarm& alarm) const noexcept {
-        pollfd entries[] = {ways_[0].entry(), ways_[1].entry(), {alarm.fd(), POLLIN, 0}};
-        detail::wait(entries, TimePoint::max());
-    }
+    void wait(const Alarm& alarm) const { Channel<Renewal>::wait({TimePoint::max(), alarm.fd()}, ways_); }
 
 private:
     Channel<Renewal> ways_[2];
@@ -57,8 +54,17 @@ public:
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
 
-    /// Renewals number and wait for replicas like all questions.
     static constexpr bool numbers_grants = true;
+
+    /// For messages.
+    std::string name() const { return address_.text(); }
+
+    /// What a Quorum makes of it: a way on which nothing waits, and the clock and the threads beside it.
+    using Engine = detail::System;
+    template <class Errand>
+    struct Link : detail::Channel<Errand> {
+        explicit Link(const Redis& redis) : detail::Channel<Errand>{redis.server_} {}
+    };
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
@@ -91,7 +97,7 @@ public:
 private:
     /// Errors tell which server it was.
     Answer located(Answer answer) const {
-        const std::string address = address_.text() + ": ";
+        const std::string address = name() + ": ";
         if (!answer.why.detail.empty() && !answer.why.detail.starts_with(address)) answer.why.detail.insert(0, address);
         return answer;
     }

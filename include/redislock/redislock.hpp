@@ -8,4 +8,5 @@
 #include "inspect.hpp"
 #include "lock.hpp"
 #include "memory.hpp"
+#include "quorum.hpp"
 #include "redis.hpp"

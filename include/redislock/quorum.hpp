@@ -1,0 +1,420 @@
+/// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo, redis.io/docs/latest/develop/use/patterns/
+/// distributed-locks), with all servers asked at once. It knows how votes are counted; how a server is asked is its channel's affair,
+/// and what a lease is worth the Lease judges, counting from the asking, as of a single server.
+///
+/// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
+/// or listens to lost(), before it acts, and a pause between that and the act is fenced; and a server that comes back without its memory
+/// stays away for the longest ttl, for else its vote is given twice. A majority of the servers must be right in this, and no more.
+///
+/// Fences: each server numbers its own grants, rising; the grant's number is the highest one among a majority that granted it, and
+/// before the lock is reported as held, a majority of those who granted it knows that number or a higher one: because they said it, or
+/// because it was written back to them, under the condition that they still hold the token (a write to a quorum register, as in
+/// Attiya, Bar-Noy, Dolev 1995). Any later grant is given by a majority too; the two have a server in common, whose number rises
+/// from there, and the highest counts. So numbers rise as long as fewer than a majority lose their counters at once; and if more
+/// do, as long as their clocks have not gone back behind the last number, see the acquire script.
+#pragma once
+
+#include "redis.hpp"
+
+namespace redislock {
+
+namespace detail {
+
+/// A question that outlives the call in which it was asked, for answers to it may come later.
+class Question {
+public:
+    explicit Question(const Request& request) : key_{request.key}, token_{request.token}, request_{owned(request)} {}
+    Question(const Question&) = delete;
+    Question& operator=(const Question&) = delete;
+
+    const Request& request() const noexcept { return request_; }
+
+private:
+    Request owned(const Request& r) const noexcept {
+        return {r.verb,    key_,           token_,     r.ttl,    r.deadline,   r.patience,
+                r.recheck, r.wants_answer, r.replicas, r.fenced, r.fence_step, r.fence};
+    }
+
+    const std::string key_;
+    const Token token_;
+    const Request request_;
+};
+
+/// The votes on one question, of as many nodes as there are, and what they amount to. Asked: it has a `request()`.
+template <class Asked>
+class Ballot {
+public:
+    template <class... Arguments>
+    explicit Ballot(unsigned nodes, Arguments&&... question)
+        : asked{std::forward<Arguments>(question)...}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
+
+    const Asked asked;
+
+    void count(std::size_t node, const Answer& answer) {
+        ++counted_;
+        if (answer.verdict == Verdict::no) may_have_ &= ~(1u << node);
+        if (answer.verdict == Verdict::yes) {
+            ++yes_;
+            agreeing_ = answer.fence == fence_ ? agreeing_ + 1 : answer.fence > fence_ ? 1 : agreeing_;
+            fence_ = std::max(fence_, answer.fence);
+            return;
+        }
+        if (answer.is_busy()) {
+            if (busy_++ == 0 || answer.why.code != Errc::busy) why_busy_ = answer.why;
+            if (answer.holder_left) left_ = std::max(left_.value_or(Millis::zero()), *answer.holder_left);
+        } else if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) {
+            ++expired_;
+        } else if (answer.verdict == Verdict::no && answer.why.code == Errc::stolen) {
+            ++stolen_;
+        } else {
+            sent_ |= answer.verdict == Verdict::unknown;
+            if (!trouble_ || !Answer{Verdict::no, answer.why}.is_trouble()) trouble_ = answer.why;
+        }
+    }
+
+    /// That the votes still to come can't change what they amount to.
+    bool is_decided() const noexcept {
+        const unsigned open = nodes_ - counted_;
+        if (yes_ >= majority_ || open == 0) return true;
+        const unsigned gone = expired_ + stolen_;
+        if (asked.request().verb == Verb::acquire) return yes_ + open < majority_;
+        return cannot_win(gone) || (yes_ + open < majority_ && !cannot_win(gone + open));
+    }
+
+    /// What they amount to, once that is decided.
+    Answer result() const {
+        if (yes_ >= majority_) return {.verdict = Verdict::yes, .fence = fence_};
+        if (asked.request().verb == Verb::acquire) {
+            if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
+        } else if (cannot_win(expired_ + stolen_)) {
+            return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
+        }
+        return {sent_ || yes_ > 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
+                trouble_ ? trouble_ : Failure{Errc::timed_out, {}}};
+    }
+
+    /// Whether a majority has said the number that is the grant's.
+    bool agrees_on_fence() const noexcept { return agreeing_ >= majority_; }
+
+    /// Whether the node did what it was asked for, or may do so yet.
+    bool may_have(std::size_t node) const noexcept { return (may_have_ >> node & 1u) != 0; }
+
+    /// Set by whoever has taken the result: the votes that come later make no difference.
+    bool closed = false;
+
+private:
+    /// With so many against it, there is no majority for it.
+    bool cannot_win(unsigned against) const noexcept { return against > nodes_ - majority_; }
+
+    const unsigned nodes_, majority_;
+    unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
+    unsigned may_have_ = ~0u;
+    bool sent_ = false;
+    std::uint64_t fence_ = 0;
+    std::optional<Millis> left_{};
+    Failure why_busy_{}, trouble_{};
+};
+
+/// One node's part in a ballot.
+template <class Asked>
+struct Vote {
+    std::shared_ptr<Ballot<Asked>> ballot;
+    std::size_t node;
+    const Request& request() const noexcept { return ballot->asked.request(); }
+};
+
+/// The way of renewals to all nodes.
+template <class Node>
+class QuorumPort {
+public:
+    using Engine = typename Node::Engine;
+
+    explicit QuorumPort(const std::vector<Node*>& nodes) {
+        for (Node* node : nodes) ways_.emplace_back(*node), durable_ways_.emplace_back(*node);
+    }
+
+    void send(Renewal renewal) {
+        auto& ways = renewal.holding->options.min_replicas > 0 ? durable_ways_ : ways_;
+        const auto ballot = std::make_shared<Ballot<Asked>>(static_cast<unsigned>(ways.size()), std::move(renewal));
+        for (std::size_t n = 0; n < ways.size(); ++n) ways[n].send({ballot, n});
+    }
+
+    template <class Answered>
+    void advance(TimePoint now, Answered answered) {
+        for (auto* ways : {&ways_, &durable_ways_})
+            for (Way& way : *ways)
+                way.advance(now, [&](const Vote<Asked>& vote, const Answer& answer) {
+                    Ballot<Asked>& ballot = *vote.ballot;
+                    ballot.count(vote.node, answer);
+                    if (ballot.is_decided() && !std::exchange(ballot.closed, true))
+                        answered(ballot.asked.renewal, ballot.result());
+                });
+    }
+
+    TimePoint due() const noexcept {
+        TimePoint due = TimePoint::max();
+        for (const auto* ways : {&ways_, &durable_ways_})
+            for (const Way& way : *ways) due = std::min(due, way.due());
+        return due;
+    }
+
+    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, ways_, durable_ways_); }
+
+private:
+    struct Asked {
+        explicit Asked(Renewal of) : renewal{std::move(of)} {}
+        const Renewal renewal;
+        const Request asked = renewal.request();
+        const Request& request() const noexcept { return asked; }
+    };
+    using Way = typename Node::template Link<Vote<Asked>>;
+
+    std::deque<Way> ways_, durable_ways_;
+};
+
+} // namespace detail
+
+/// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
+/// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no vote, and is asked again ever
+/// more seldom, up to every second.
+template <class Node>
+class Quorum {
+public:
+    /// Throws Errc::bad_option for an even number of servers, more than 15, or one that is named twice.
+    template <std::same_as<Node>... More>
+    explicit Quorum(Node& first, More&... more) : Quorum{std::vector<Node*>{&first, &more...}} {}
+
+    explicit Quorum(std::vector<Node*> nodes) : nodes_{std::move(nodes)}, health_(nodes_.size()) {
+        if (nodes_.size() % 2 == 0 || nodes_.size() > most)
+            detail::refuse("the number of servers", std::to_string(nodes_.size()),
+                           "an odd one, 1 to " + std::to_string(most));
+        for (auto one = nodes_.begin(); one != nodes_.end(); ++one)
+            for (auto other = nodes_.begin(); other != one; ++other)
+                if ((*one)->name() == (*other)->name())
+                    detail::refuse("a server", (*one)->name() + " twice", "each of them once, for it has one vote");
+    }
+    Quorum(const Quorum&) = delete;
+    Quorum& operator=(const Quorum&) = delete;
+
+    static constexpr bool numbers_grants = true;
+
+    TimePoint now() const noexcept { return nodes_.front()->now(); }
+    Token fresh() const { return nodes_.front()->fresh(); }
+    void pause(const Deadline& until) noexcept { nodes_.front()->pause(until); }
+
+    /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands in line:
+    /// an acquire that has patience learns at once what time the holder has left.
+    Answer ask(const Request& request) {
+        std::unique_ptr<Party> party = take(request.token);
+        Request question = request;
+        question.fence_step = std::chrono::seconds{1};
+        const std::shared_ptr<Ballot> ballot = party->vote(*this, question);
+        Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
+        if (request.verb == Verb::acquire) {
+            if (answer.verdict == Verdict::yes && request.fenced && !ballot->agrees_on_fence()) {
+                question.verb = Verb::extend;
+                question.fence = answer.fence;
+                const Answer written = party->vote(*this, question)->result();
+                if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
+            }
+            if (answer.verdict != Verdict::yes) party->undo(*this, *ballot);
+        }
+        give_back(std::move(party));
+        return answer;
+    }
+
+    /// Who has the key at a majority of them; nothing if nobody has. They are asked one after another, each for its share of the
+    /// time.
+    Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
+        std::vector<Holder> holders;
+        std::size_t answered = 0;
+        Answer trouble{Verdict::unknown, {Errc::timed_out, {}}};
+        for (auto left = static_cast<int>(nodes_.size()); Node * node : nodes_) {
+            const TimePoint time = now();
+            Holder one{};
+            Answer answer = node->inspect(key, {time + (deadline.at - time) / left--, deadline.stop}, one);
+            const bool is_free = answer.verdict == Verdict::no && answer.why.code == Errc::expired;
+            if (answer.verdict == Verdict::yes || is_free)
+                ++answered;
+            else
+                trouble = std::move(answer);
+            if (answer.verdict == Verdict::yes) holders.push_back(std::move(one));
+        }
+        for (const Holder& one : holders) {
+            const auto same = std::count_if(holders.begin(), holders.end(),
+                                            [&](const Holder& other) { return other.value == one.value; });
+            if (static_cast<std::size_t>(same) <= nodes_.size() / 2) continue;
+            holder = one;
+            return {Verdict::yes};
+        }
+        return answered > nodes_.size() / 2 ? Answer{Verdict::no, {Errc::expired, {}}} : trouble;
+    }
+
+    /// Renewals travel on connections of their own, in a thread that is started with the first of them.
+    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
+        renewers_.keep(holding, when, nodes_);
+    }
+    void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
+
+private:
+    static constexpr std::size_t most = 15;
+    static constexpr unsigned most_late = 4; ///< parties that wait for somebody's answer to an acquire
+
+    using Vote = detail::Vote<detail::Question>;
+    using Ballot = detail::Ballot<detail::Question>;
+    using Link = typename Node::template Link<Vote>;
+
+    /// When a node that did not answer is asked again. Of all threads; a vote more or less makes no difference.
+    struct Health {
+        std::atomic<TimePoint::rep> rests_until{0}, pause{0};
+
+        bool rests(TimePoint now) const noexcept { return now.time_since_epoch().count() < rests_until.load(); }
+        void failed(TimePoint now) noexcept {
+            if (rests(now)) return;
+            constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
+            const TimePoint::duration next{std::clamp(2 * pause.load(), least.count(), longest.count())};
+            pause = next.count();
+            rests_until = (now + next).time_since_epoch().count();
+        }
+        void answered() noexcept {
+            if (pause.load(std::memory_order_relaxed) != 0) pause = rests_until = 0;
+        }
+    };
+
+    /// A connection to each node, for one question at a time. Answers may still be owed to it when it is put aside.
+    struct Party {
+        explicit Party(const std::vector<Node*>& nodes) {
+            for (Node* node : nodes) links.emplace_back(*node);
+        }
+
+        /// Puts the question to all who are not at rest, and counts their answers until the rest can't change the result, or
+        /// the time is up.
+        std::shared_ptr<Ballot> vote(Quorum& quorum, const Request& request) {
+            auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), request);
+            const TimePoint now = quorum.now();
+            const bool spares = quorum.can_spare_who_rests(now);
+            for (std::size_t n = 0; n < links.size(); ++n) {
+                const bool rests = spares && quorum.health_[n].rests(now);
+                if (rests && (request.verb == Verb::acquire || links[n].is_closed()))
+                    ballot->count(n,
+                                  {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
+                else
+                    links[n].send({ballot, n});
+            }
+            advance(quorum);
+            if (!request.wants_answer) return ballot;
+            const auto decided = [&] { return advance(quorum), ballot->is_decided(); };
+            while (!ballot->is_decided() && !glance(decided) && quorum.now() < request.deadline.at &&
+                   !detail::stopped(request.deadline)) {
+                Link::wait(request.deadline, links);
+                advance(quorum);
+            }
+            return ballot;
+        }
+
+        /// What was granted, or may be yet, is released behind it on the same connection.
+        void undo(Quorum& quorum, const Ballot& acquire) {
+            Request release = acquire.asked.request();
+            release.verb = Verb::release;
+            release.replicas = 0;
+            release.deadline = later(quorum.now(), Millis{1'000});
+            const auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), release);
+            for (std::size_t n = 0; n < links.size(); ++n)
+                if (acquire.may_have(n)) links[n].send({ballot, n});
+            advance(quorum);
+        }
+
+        void advance(Quorum& quorum) {
+            const TimePoint now = quorum.now();
+            for (std::size_t n = 0; n < links.size(); ++n)
+                links[n].advance(now, [&](const Vote& vote, Answer answer) {
+                    if (answer.is_trouble() && !answer.why.detail.empty())
+                        answer.why.detail.insert(0, quorum.nodes_[n]->name() + ": ");
+                    if (links[n].is_closed())
+                        quorum.health_[n].failed(now);
+                    else
+                        quorum.health_[n].answered();
+                    vote.ballot->count(n, answer);
+                });
+        }
+
+        bool owes(const Token& token) const noexcept {
+            return std::any_of(links.begin(), links.end(), [&](const Link& link) { return link.owes(token); });
+        }
+        bool owes_an_acquire() const noexcept {
+            return std::any_of(links.begin(), links.end(), [](const Link& link) { return link.owes_an_acquire(); });
+        }
+
+        std::deque<Link> links;
+        typename Node::Engine::Glance glance{};
+    };
+
+    bool can_spare_who_rests(TimePoint now) const noexcept {
+        const auto resting =
+            std::count_if(health_.begin(), health_.end(), [&](const Health& one) { return one.rests(now); });
+        return nodes_.size() - static_cast<std::size_t>(resting) > nodes_.size() / 2;
+    }
+
+    struct Pool {
+        std::mutex mutex{};
+        std::vector<std::unique_ptr<Party>> idle{};
+        bool abandon() noexcept {
+            if (!mutex.try_lock()) return false;
+            mutex.unlock();
+            return true;
+        }
+    };
+
+    /// The party that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
+    /// the one that was used last.
+    std::unique_ptr<Party> take(const Token& token) {
+        std::unique_ptr<Party> party;
+        {
+            Pool& pool = pool_.get();
+            const std::lock_guard guard{pool.mutex};
+            auto chosen =
+                std::find_if(pool.idle.rbegin(), pool.idle.rend(), [&](const auto& one) { return one->owes(token); });
+            if (unsigned late = 0; chosen == pool.idle.rend())
+                for (chosen = pool.idle.rbegin(); chosen != pool.idle.rend() && !is_free(**chosen); ++chosen)
+                    if (++late > most_late) suspect(**chosen);
+            if (chosen != pool.idle.rend()) {
+                party = std::move(*chosen);
+                pool.idle.erase(std::next(chosen).base());
+            }
+        }
+        if (!party) return std::make_unique<Party>(nodes_);
+        Link::look_after(party->links);
+        return party;
+    }
+
+    bool is_free(Party& party) {
+        if (party.owes_an_acquire()) party.advance(*this);
+        return !party.owes_an_acquire();
+    }
+
+    /// So that the connections of one who will not answer in time are not multiplied until that is certain.
+    void suspect(const Party& party) noexcept {
+        for (std::size_t n = 0; n < nodes_.size(); ++n)
+            if (party.links[n].owes_an_acquire()) health_[n].failed(now());
+    }
+
+    void give_back(std::unique_ptr<Party> party) noexcept try {
+        constexpr std::size_t most_idle = 16;
+        Pool& pool = pool_.get();
+        const std::lock_guard guard{pool.mutex};
+        if (pool.idle.size() < most_idle || party->owes_an_acquire()) pool.idle.push_back(std::move(party));
+    } catch (...) { // no room for it: it's closed
+    }
+
+    const std::vector<Node*> nodes_;
+    std::vector<Health> health_;
+    detail::PerProcess<Pool> pool_;
+    detail::Renewers<detail::QuorumPort<Node>> renewers_;
+};
+
+template <class Node, class... More>
+Quorum(Node&, More&...) -> Quorum<Node>;
+
+static_assert(FencingBackend<Quorum<Redis>>);
+
+} // namespace redislock

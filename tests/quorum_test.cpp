@@ -1,0 +1,239 @@
+// A majority of real servers as a backend: what the votes amount to, with servers that are dead, frozen, or have forgotten.
+#include "conformance.hpp"
+#include "redis_server.hpp"
+#include "troubles.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <deque>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using test::failure;
+
+namespace {
+
+/// Servers of a test's own, since it may stop and kill them.
+struct Servers {
+    explicit Servers(std::size_t count) {
+        for (std::size_t n = 0; n < count; ++n) nodes.emplace_back(servers.emplace_back().unix_uri());
+    }
+    Quorum<Redis> quorum() {
+        std::vector<Redis*> all;
+        for (Redis& node : nodes) all.push_back(&node);
+        return Quorum<Redis>{all};
+    }
+    void everywhere(const std::vector<std::string>& command, std::size_t count = 100) {
+        for (std::size_t n = 0; n < std::min(count, servers.size()); ++n) servers[n].command(command);
+    }
+    std::size_t keys(const std::string& key = "k") {
+        std::size_t count = 0;
+        for (test::RedisServer& server : servers) count += server.integer({"EXISTS", key}) == 1;
+        return count;
+    }
+    /// Late releases are on their way; a server that was frozen has yet to read them.
+    bool are_free_within(Millis limit) {
+        for (const TimePoint end = later(detail::now(), limit); detail::now() < end;)
+            if (keys() == 0) return true;
+        return false;
+    }
+
+    std::deque<test::RedisServer> servers;
+    std::deque<Redis> nodes;
+};
+
+struct QuorumWorld {
+    static constexpr Millis unit{400};
+    static constexpr bool has_line = false;
+    Servers servers{3};
+    Quorum<Redis> quorum = servers.quorum();
+
+    Quorum<Redis>& backend() { return quorum; }
+    void pass(Millis span) { quorum.pause(later(quorum.now(), span)); }
+    void put(const std::string& key, const std::string& value, std::optional<Millis> ttl) {
+        if (ttl)
+            servers.everywhere({"SET", key, value, "PX", std::to_string(ttl->count())});
+        else
+            servers.everywhere({"SET", key, value});
+    }
+    void put_hash(const std::string& key) { servers.everywhere({"HSET", key, "uuid:1", "1"}); }
+    void erase(const std::string& key) { servers.everywhere({"DEL", key}); }
+    std::optional<std::string> get(const std::string& key) {
+        if (servers.keys(key) < 2) return std::nullopt;
+        for (auto& one : servers.servers)
+            if (one.integer({"EXISTS", key}) == 1) return one.text({"GET", key});
+        return std::nullopt;
+    }
+};
+
+constexpr Options plain{.ttl = 10s, .renew = false, .answer_timeout = 500ms};
+
+} // namespace
+
+TEST_CASE("a majority of servers is a backend like any other", "[redis][quorum][conformance]") {
+    QuorumWorld world;
+    test::Conformance{world}.run();
+}
+
+TEST_CASE("an even number of servers is refused, and one that is named twice, and too many", "[quorum]") {
+    std::deque<Redis> nodes;
+    std::vector<Redis*> all;
+    for (int n = 0; n < 17; ++n) all.push_back(&nodes.emplace_back("redis://127.0.0.1:" + std::to_string(7000 + n)));
+    Redis twin{"redis://127.0.0.1:7001"};
+    Redis &first = *all[0], &second = *all[1], &third = *all[2];
+    CHECK(failure([&] { Quorum{first, second}; }).code == Errc::bad_option);
+    CHECK(failure([&] { Quorum<Redis>{std::vector<Redis*>{}}; }).code == Errc::bad_option);
+    CHECK(failure([&] { Quorum<Redis>{all}; }).code == Errc::bad_option);
+    const Failure twice = failure([&] { Quorum{first, second, twin}; });
+    CHECK(twice.code == Errc::bad_option);
+    CHECK(twice.detail.find("127.0.0.1:7001 twice") != std::string::npos);
+    CHECK_FALSE(failure([&] { Quorum{first, second, third}; }));
+}
+
+TEST_CASE("a minority of dead servers costs their votes alone, and a majority is an error", "[redis][quorum]") {
+    Servers five{5};
+    Quorum<Redis> quorum = five.quorum();
+    five.servers[0].kill();
+    five.servers[3].kill();
+    for (int i = 0; i < 20; ++i) {
+        RedisLock lock{quorum, "k", plain};
+        CHECK(lock.owns_lock());
+        CHECK_FALSE((RedisLock{quorum, "k", plain, std::try_to_lock}).owns_lock());
+        CHECK(lock.unlock() == Unlocked::confirmed);
+    }
+    five.servers[1].kill();
+    const Failure dead = failure([&] { return RedisLock{quorum, "k", plain}; });
+    CHECK((dead.code == Errc::unreachable || dead.code == Errc::disconnected));
+    CHECK(five.servers[2].integer({"EXISTS", "k"}) == 0);
+    five.servers[1].start();
+    CHECK((RedisLock{quorum, "k", plain}).owns_lock());
+}
+
+TEST_CASE("a minority of frozen servers is not waited for, and finds all released when it goes on", "[redis][quorum]") {
+    Servers five{5};
+    Quorum<Redis> quorum = five.quorum();
+    { RedisLock warm_up{quorum, "k", plain}; }
+    five.servers[1].stop();
+    five.servers[2].stop();
+    const TimePoint start = quorum.now();
+    for (int i = 0; i < 100; ++i) {
+        RedisLock lock{quorum, "k", plain};
+        CHECK(lock.unlock() == Unlocked::confirmed);
+    }
+    CHECK(quorum.now() < start + 10s); // a hundred answer time-outs would be 50 s
+    five.servers[1].go_on();
+    five.servers[2].go_on();
+    CHECK(five.are_free_within(5s));
+}
+
+TEST_CASE("a grant by a minority is undone behind the question, also where the answer was too late",
+          "[redis][quorum]") {
+    Servers five{5};
+    Quorum<Redis> quorum = five.quorum();
+    RedisLock lock{quorum, "k", plain};
+    lock.unlock();
+    for (const std::size_t n : {0u, 1u, 2u}) five.servers[n].stop();
+    CHECK(failure([&] { static_cast<void>(lock.try_lock()); }).code == Errc::timed_out);
+    CHECK_FALSE(lock.owns_lock());
+    for (const std::size_t n : {0u, 1u, 2u}) five.servers[n].go_on();
+    CHECK(five.are_free_within(5s));
+}
+
+TEST_CASE("a key that a minority holds for another is no obstacle, and one that a majority does is busy",
+          "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    three.everywhere({"SET", "k", "another", "PX", "60000"}, 1);
+    {
+        RedisLock lock{quorum, "k", plain};
+        CHECK(lock.owns_lock());
+        CHECK(three.servers[0].text({"GET", "k"}) == "another");
+    }
+    three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
+    CHECK_FALSE((RedisLock{quorum, "k", plain, std::try_to_lock}).owns_lock());
+    for (const TimePoint end = quorum.now() + 5s; quorum.now() < end && three.keys() > 2;) {
+    }
+    CHECK(three.servers[2].integer({"EXISTS", "k"}) == 0);
+    CHECK(three.servers[0].text({"GET", "k"}) == "another");
+}
+
+TEST_CASE("what became of a lease is what a majority says", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    RedisLock lock{quorum, "k", plain};
+    SECTION("one server that has forgotten it makes no difference") {
+        three.everywhere({"DEL", "k"}, 1);
+        CHECK(lock.extend(20s) == Outcome::confirmed);
+        CHECK(lock.unlock() == Unlocked::confirmed);
+    }
+    SECTION("two that have are the end of it") {
+        three.everywhere({"DEL", "k"}, 2);
+        CHECK(lock.extend(20s) == Outcome::expired);
+        CHECK_FALSE(lock.owns_lock());
+    }
+    SECTION("two that hold another's token are its theft") {
+        three.everywhere({"SET", "k", "another"}, 2);
+        CHECK(lock.unlock() == Unlocked::stolen);
+        CHECK(three.servers[0].text({"GET", "k"}) == "another");
+    }
+    SECTION("one that has forgotten it and one that says nothing leave it unknown") {
+        three.everywhere({"DEL", "k"}, 1);
+        three.servers[1].kill();
+        CHECK(lock.extend(20s) == Outcome::unknown);
+        CHECK(lock.owns_lock());
+    }
+}
+
+TEST_CASE("a lease is renewed by a majority, and its loss told before the rest can grant it", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    RedisLock lock{quorum, "k", {.ttl = 600ms}};
+    three.servers[0].kill();
+    quorum.pause(later(quorum.now(), 1500ms));
+    CHECK(lock.owns_lock());
+    const detail::StopSignal lost{lock.lost()};
+    three.servers[1].stop();
+    while (!detail::stopped({TimePoint::max(), lost.fd()})) CHECK(three.servers[2].integer({"EXISTS", "k"}) == 1);
+    CHECK_FALSE(lock.owns_lock());
+    three.servers[1].go_on();
+}
+
+TEST_CASE("numbers rise though a minority forgets its own, and servers count differently", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    Options fenced = plain;
+    fenced.fenced = true;
+    std::uint64_t last = 0;
+    for (std::size_t i = 0; i < 60; ++i) {
+        RedisLock lock{quorum, "k", fenced};
+        CHECK(lock.fence() > last);
+        last = lock.fence();
+        std::size_t knowing = 0;
+        for (test::RedisServer& server : three.servers)
+            knowing += std::stoull(server.text({"GET", "{k}:redislock:fence"})) >= last;
+        CHECK(knowing >= 2);
+        if (i % 3 == 0) three.servers[i % 2].command({"DEL", "{k}:redislock:fence"});
+        if (i % 7 == 0) three.servers[2].command({"SET", "{k}:redislock:fence", std::to_string(last + 1'000'000 * i)});
+    }
+}
+
+TEST_CASE("threads exclude each other by majority, though each is split by the others", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    int inside = 0, sections = 0;
+    std::atomic<bool> overlapped{false};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 6; ++t)
+        threads.emplace_back([&] {
+            for (int i = 0; i < 20; ++i) {
+                const RedisLock lock{quorum, "k", {.ttl = 60s, .longest_pause = 5ms}};
+                if (++inside != 1) overlapped = true;
+                ++sections;
+                --inside;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK_FALSE(overlapped);
+    CHECK(sections == 120);
+    CHECK(three.are_free_within(5s));
+}
