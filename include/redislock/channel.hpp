@@ -70,9 +70,13 @@ public:
 
     /// Goes out with the next advance().
     void send(Errand errand) {
-        const auto script = static_cast<std::size_t>(errand.request().verb);
-        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it.
-        out_ += command_of(errand.request(), !std::exchange(knows_[script], true));
+        const Request& request = errand.request();
+        const bool is_script = request.verb != Verb::acquire || !is_plain(request);
+        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
+        // where nobody waits for the answer, there may be nobody to send it again.
+        const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
+        const bool in_full = !knows || !request.wants_answer;
+        out_ += command_of(request, in_full);
         waits_for_ = std::max(waits_for_, errand.request().replicas);
         due_ = std::min(due_, errand.request().deadline.at);
         under_way_.push_back({std::move(errand)});
@@ -143,6 +147,11 @@ private:
         connection_.begin_open(endpoint());
     }
 
+    /// A release of it has been sent behind, so that it must not be sent once more.
+    bool is_undone(const Request& request) const noexcept {
+        return request.verb == Verb::acquire && owes(request.token);
+    }
+
     bool is_overdue(TimePoint now) noexcept {
         due_ = TimePoint::max();
         for (const auto& [errand, answer] : durable_) due_ = std::min(due_, errand.request().deadline.at);
@@ -194,7 +203,7 @@ private:
             under_way_.pop_front();
             if (sent.is_wait) {
                 settle(*reply, answered);
-            } else if (is_noscript(*reply) && !std::exchange(sent.in_full, true)) {
+            } else if (is_noscript(*reply) && !is_undone(sent.errand.request()) && !std::exchange(sent.in_full, true)) {
                 out_ += command_of(sent.errand.request(), true);
                 waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
                 under_way_.push_back(std::move(sent));

@@ -10,8 +10,9 @@
 /// before the lock is reported as held, a majority of those who granted it knows that number or a higher one: because they said it, or
 /// because it was written back to them, under the condition that they still hold the token (a write to a quorum register, as in
 /// Attiya, Bar-Noy, Dolev 1995). Any later grant is given by a majority too; the two have a server in common, whose number rises
-/// from there, and the highest counts. So numbers rise as long as fewer than a majority lose their counters at once; and if more
-/// do, as long as their clocks have not gone back behind the last number, see the acquire script.
+/// from there, and the highest counts. This needs servers that remember. One that has lost its counter begins anew at its clock;
+/// that is above all earlier numbers, unless the server that gave the highest one has a clock that is further ahead than that
+/// grant is ago. So clocks alone, or memories alone, are enough.
 #pragma once
 
 #include "redis.hpp"
@@ -77,7 +78,8 @@ public:
         const unsigned open = nodes_ - counted_;
         if (yes_ >= majority_ || open == 0) return true;
         const unsigned gone = expired_ + stolen_;
-        if (asked.request().verb == Verb::acquire) return yes_ + open < majority_;
+        if (asked.request().verb == Verb::acquire) // lost, and known for what reason
+            return yes_ + open < majority_ && (yes_ + busy_ >= majority_ || yes_ + busy_ + open < majority_);
         return cannot_win(gone) || (yes_ + open < majority_ && !cannot_win(gone + open));
     }
 
@@ -317,6 +319,7 @@ private:
             Request release = acquire.asked.request();
             release.verb = Verb::release;
             release.replicas = 0;
+            release.wants_answer = false;
             release.deadline = later(quorum.now(), Millis{1'000});
             const auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), release);
             for (std::size_t n = 0; n < links.size(); ++n)
