@@ -38,7 +38,7 @@ inline constexpr std::string_view acquire_script = R"lua(local fence
 if ARGV[3] then
   local time = redis.call('TIME')
   local now = time[1] * 1000000 + time[2]
-  local last = redis.call('GET', ARGV[3])
+  local last = tonumber(redis.pcall('GET', ARGV[3]))
   fence = last and math.max(last + 1, now - now % ARGV[4]) or now
 end
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
@@ -128,7 +128,7 @@ return left
 
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
-inline constexpr std::string_view acquire_sha = "1c7d8de5b92633113568aab4366af98b958fc5af";
+inline constexpr std::string_view acquire_sha = "68b120bff1c4ecd0223f8e9f83689a9de1bb41c1";
 inline constexpr std::string_view extend_sha = "184422fd51856339e7cc87a2afd3fb03f081f4e5";
 inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
 

@@ -1,0 +1,223 @@
+// What an observer is told of a lock's life, and that grants are numbered: on simulated time, and over a real server.
+#include "catch.hpp"
+#include "redis_server.hpp"
+#include "troubles.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using test::failure;
+
+namespace {
+
+/// Writes down what it is told.
+struct Diary {
+    Observer observer{
+        this,
+        [](void* self, const Observer::Acquired& event) noexcept { of(self).acquired.push_back(event); },
+        [](void* self, const Observer::Renewed& event) noexcept { of(self).renewed.push_back(event); },
+        [](void* self, const Observer::Lost& event) noexcept { of(self).lost.push_back(event.why); },
+        [](void* self, const Observer::Released& event) noexcept { of(self).released.push_back(event); },
+    };
+    std::vector<Observer::Acquired> acquired{};
+    std::vector<Observer::Renewed> renewed{};
+    std::vector<Loss> lost{};
+    std::vector<Observer::Released> released{};
+
+    static Diary& of(void* self) { return *static_cast<Diary*>(self); }
+};
+
+Options told_to(const Diary& diary, Options options = {.ttl = 9s}) {
+    options.observer = &diary.observer;
+    return options;
+}
+
+} // namespace
+
+TEST_CASE("an observer is told how long a lock was waited for, and how long it was held", "[observer]") {
+    Memory memory;
+    memory.set_latency(10ms);
+    Diary diary;
+    RedisLock other{memory, "k", {.ttl = 5s, .renew = false}};
+    {
+        RedisLock lock{memory, "k", told_to(diary)};
+        REQUIRE(diary.acquired.size() == 1);
+        CHECK(diary.acquired[0].key == "k");
+        CHECK(diary.acquired[0].waited >= 4s);
+        CHECK(diary.acquired[0].waited < 6s);
+        CHECK(diary.acquired[0].tries >= 2);
+        CHECK(diary.acquired[0].fence == 0);
+        CHECK(diary.released.empty());
+        memory.advance(1s);
+    }
+    REQUIRE(diary.released.size() == 1);
+    CHECK(diary.released[0].held == 1s);
+    CHECK(diary.released[0].outcome == Outcome::confirmed);
+    CHECK(diary.lost.empty());
+}
+
+TEST_CASE("an observer is told of each renewal, and what had been left of the lease", "[observer]") {
+    Memory memory;
+    Diary diary;
+    RedisLock lock{memory, "k", told_to(diary)};
+    memory.advance(10s);
+    REQUIRE(diary.renewed.size() == 3);
+    for (const Observer::Renewed& event : diary.renewed) {
+        CHECK(event.slack > 5s);
+        CHECK(event.slack < 6s);
+    }
+    CHECK(lock.extend(20s) == Outcome::confirmed);
+    CHECK(diary.renewed.size() == 4);
+}
+
+TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
+    Memory memory;
+    Diary diary;
+    Options options = told_to(diary);
+    Loss why = Loss::expired;
+    SECTION("deleted behind our back") {}
+    SECTION("stolen") { why = Loss::stolen; }
+    SECTION("nobody answers") { why = Loss::timed_out; }
+    SECTION("not to be renewed") {
+        options.renew = false;
+        why = Loss::timed_out;
+    }
+    SECTION("held for too long") {
+        options.max_hold = 20s;
+        why = Loss::max_hold;
+    }
+    RedisLock lock{memory, "k", options};
+    if (why == Loss::expired) memory.erase("k");
+    if (why == Loss::stolen) memory.put("k", "another", 1h);
+    if (why == Loss::timed_out && options.renew) memory.set_fault(Fault::request_lost);
+    memory.advance(1h);
+    CHECK(diary.lost == std::vector{why});
+    lock.unlock();
+    CHECK(diary.lost.size() == 1);
+}
+
+TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]") {
+    Memory memory;
+    static RedisLock<Memory>* watched = nullptr;
+    static int seen = 0;
+    const Observer observer{
+        nullptr, nullptr, [](void*, const Observer::Renewed&) noexcept { seen += watched->owns_lock(); },
+        [](void*, const Observer::Lost&) noexcept { seen += watched->unlock() != Unlocked::confirmed; }, nullptr};
+    RedisLock lock{memory, "k", {.ttl = 9s, .observer = &observer}};
+    watched = &lock;
+    memory.advance(10s);
+    CHECK(seen == 3);
+    memory.erase("k");
+    memory.advance(1h);
+    CHECK(seen == 4);
+}
+
+TEST_CASE("grants are numbered where that is wanted, and rise", "[observer]") {
+    Memory memory;
+    Diary diary;
+    Options fenced = told_to(diary);
+    fenced.fenced = true;
+    std::uint64_t last = 0;
+    for (int i = 0; i < 3; ++i) {
+        RedisLock lock{memory, "k", fenced};
+        CHECK(lock.fence() > last);
+        last = lock.fence();
+        CHECK(diary.acquired.back().fence == last);
+        lock.unlock();
+        CHECK(lock.fence() == 0);
+    }
+    RedisLock unnumbered{memory, "k", 10s};
+    CHECK(failure([&] { return unnumbered.fence(); }).code == std::errc::operation_not_permitted);
+}
+
+TEST_CASE("a server's numbers rise, also after its counter was lost, and for those who waited", "[redis][fence]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    const Options fenced{.ttl = 10s, .fenced = true};
+    const std::string counter = "{k}:redislock:fence";
+    std::uint64_t last = 0;
+    for (int i = 0; i < 50; ++i) {
+        RedisLock lock{redis, "k", fenced};
+        CHECK(lock.fence() > last);
+        last = lock.fence();
+        if (i % 5 == 0) server.command({"DEL", counter});
+        if (i % 5 == 1) CHECK(server.integer({"PTTL", counter}) > 86'000'000); // it goes by itself
+        if (i % 5 == 2) server.command({"SCRIPT", "FLUSH"});
+    }
+    server.command({"SET", counter, std::to_string(last + 1'000'000'000)}); // as a clock that was ahead would have it
+    RedisLock ahead{redis, "k", fenced};
+    CHECK(ahead.fence() == last + 1'000'000'001);
+    RedisLock waiter{redis, "k", fenced, std::defer_lock};
+    std::jthread waiting{[&] { waiter.lock(); }};
+    while (server.blocked_clients() == 0) std::this_thread::yield();
+    ahead.unlock();
+    waiting.join();
+    CHECK(waiter.fence() == last + 1'000'000'002);
+}
+
+TEST_CASE("a counter that may not be kept is no grant, and one that is no number begins anew", "[redis][fence]") {
+    test::RedisServer server;
+    const Options fenced{.ttl = 10s, .fenced = true};
+    server.command({"ACL", "SETUSER", "u", "on", ">p", "~k", "+@all"});
+    Redis user{"unix://u:p@" + server.socket_path()};
+    CHECK(failure([&] { return RedisLock{user, "k", fenced}; }).code == Errc::no_permission);
+    CHECK(server.integer({"EXISTS", "k"}) == 0);
+    server.command({"HSET", "{k}:redislock:fence", "a", "b"});
+    Redis redis{server.unix_uri()};
+    CHECK((RedisLock{redis, "k", fenced}).fence() > 0);
+}
+
+TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
+    test::RedisServer primary, first, second;
+    const auto follow = [&](test::RedisServer& replica) {
+        replica.command({"CONFIG", "SET", "repl-diskless-load", "on-empty-db"});
+        primary.command({"CONFIG", "SET", "repl-diskless-sync-delay", "0"});
+        replica.command({"REPLICAOF", "127.0.0.1", std::to_string(primary.port())});
+        while (replica.text({"INFO", "replication"}).find("master_link_status:up") == std::string::npos)
+            std::this_thread::yield();
+    };
+    follow(first);
+    follow(second);
+    const auto caught_up = [&] {
+        do primary.command({"SET", "another", "x"});
+        while (primary.integer({"WAIT", "2", "100"}) < 2);
+    };
+    caught_up();
+    Redis redis{primary.unix_uri()};
+    Options options{.ttl = 2s, .answer_timeout = 400ms, .min_replicas = 2};
+    {
+        RedisLock lock{redis, "k", options};
+        CHECK(first.text({"GET", "k"}) == lock.token().hex());
+        CHECK(second.text({"GET", "k"}) == lock.token().hex());
+        SECTION("and when the primary is lost, its successor knows the holder") {
+            primary.kill();
+            first.command({"REPLICAOF", "NO", "ONE"});
+            Redis successor{first.unix_uri()};
+            CHECK_FALSE((RedisLock{successor, "k", options, std::try_to_lock}).owns_lock());
+        }
+        SECTION("renewals as well: with too few replicas the lease is lost in time") {
+            second.kill();
+            const detail::StopSignal lost{lock.lost()};
+            while (!detail::stopped({TimePoint::max(), lost.fd()})) std::this_thread::yield();
+            CHECK_FALSE(lock.owns_lock());
+        }
+        SECTION("one that too few have is undone, and the reason told") {
+            lock.unlock();
+            second.stop();
+            options.ttl = 60s;
+            CHECK(failure([&] { return RedisLock{redis, "k", options}; }).code == Errc::no_replicas);
+            // The last undoing may stand behind a WAIT, which the server ends when it comes to it.
+            for (const TimePoint end = later(detail::now(), 10s); detail::now() < end;)
+                if (primary.integer({"EXISTS", "k"}) == 0) break;
+            CHECK(primary.integer({"EXISTS", "k"}) == 0);
+            second.go_on();
+            caught_up();
+            CHECK_NOTHROW(lock.lock());
+        }
+    }
+}
