@@ -20,7 +20,7 @@ bool has_time_for_a_step(Lock& lock) {
 }
 
 bool import_all(redislock::Redis& redis, int steps) {
-    redislock::RedisLock lock{redis, "import", lease_time};
+    redislock::RedisLock lock{redis, "import", {.ttl = lease_time, .renew = false}};
     for (int step = 1; step <= steps; ++step) {
         if (!has_time_for_a_step(lock)) return false;
         std::this_thread::sleep_for(100ms); // the work

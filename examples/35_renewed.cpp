@@ -11,7 +11,7 @@ namespace {
 
 // [renewed]
 bool import_all(redislock::Redis& redis, int steps) {
-    redislock::RedisLock lock{redis, "import:renewed", {.ttl = 3s, .renew = true}};
+    redislock::RedisLock lock{redis, "import:renewed", 3s};
     const std::stop_token lost = lock.lost();
     for (int step = 1; step <= steps && !lost.stop_requested(); ++step) std::this_thread::sleep_for(100ms); // the work
     return lock.unlock() == redislock::Unlocked::confirmed; // it was ours until now

@@ -4,8 +4,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include <hiredis/hiredis.h>
-
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -37,7 +35,9 @@ SIGTERM at once and SIGKILL after that time. The lock is released when the comma
 behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is a command they
 end the wait. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
 
-The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN.
+The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN; and in the
+variable that --fence-env names the number of this grant, which is greater than that of every earlier one: a resource that
+refuses smaller numbers than it has seen is safe from a command that goes on for too long.
 
 Exit status: that of the command, 128+N if signal N killed it; or else
    64  the arguments are wrong
@@ -81,6 +81,7 @@ struct Duration {
 struct Settings {
     std::string key{};
     std::string url = "redis://127.0.0.1:6379";
+    std::string fence_env{};
     Duration ttl{30s};
     std::optional<Duration> wait{}, kill_after{};
     bool nonblock = false, status = false, quiet = false;
@@ -257,10 +258,12 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
 int run(const Settings& settings, char** words) {
     redislock::Redis redis{settings.url}; // may block to resolve a name, while signals still end us
     const Signals signals;
-    Lock lock{redis, settings.key, {.ttl = settings.ttl.span, .renew = true}, std::defer_lock};
+    const bool fenced = !settings.fence_env.empty();
+    Lock lock{redis, settings.key, {.ttl = settings.ttl.span, .fenced = fenced}, std::defer_lock};
     if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
     ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
+    if (fenced) good(::setenv(settings.fence_env.c_str(), std::to_string(lock.fence()).c_str(), 1));
 
     Command command{words, signals.mask_before()};
     if (!ended_in_time(command, lock, settings, signals)) return lost;
@@ -280,31 +283,14 @@ int run(const Settings& settings, char** words) {
 
 /// Asks, and takes nothing.
 int show_status(const Settings& settings) {
-    ::signal(SIGPIPE, SIG_IGN); // hiredis would raise it where the server is gone
-    const auto server = redislock::Address::parse(settings.url);
-    constexpr timeval patience{5, 0};
-    const std::unique_ptr<redisContext, decltype(&::redisFree)> context{
-        server.path.empty() ? ::redisConnectWithTimeout(server.host.c_str(), std::stoi(server.port), patience)
-                            : ::redisConnectUnixWithTimeout(server.path.c_str(), patience),
-        &::redisFree};
-    if (!context || context->err) redislock::raise({Errc::unreachable, server.text()});
-    const auto ask = [&](const char* format, const auto&... words) {
-        void* answer = ::redisCommand(context.get(), format, words...);
-        const std::unique_ptr<redisReply, decltype(&::freeReplyObject)> reply{static_cast<redisReply*>(answer),
-                                                                              &::freeReplyObject};
-        if (!reply) redislock::raise({Errc::disconnected, server.text() + ": " + context->errstr});
-        if (reply->type == REDIS_REPLY_ERROR) redislock::raise({Errc::server_error, server.text() + ": " + reply->str});
-        return reply->integer;
-    };
-    if (!server.user.empty())
-        ask("AUTH %s %s", server.user.c_str(), server.password.c_str());
-    else if (!server.password.empty())
-        ask("AUTH %s", server.password.c_str());
-    if (server.db != 0) ask("SELECT %u", server.db);
-    const long long left = ask("PTTL %s", settings.key.c_str());
-    const std::string end = left == -1 ? "without an end" : "for " + std::to_string(left) + " ms if it isn't renewed";
-    if (!settings.quiet) std::cout << (left == -2 ? "free" : "held, " + end) << '\n';
-    return left == -2 ? 0 : held;
+    redislock::Redis redis{settings.url};
+    const auto holder = redislock::inspect(redis, settings.key, 5s);
+    std::string text = "free";
+    if (holder)
+        text = holder->remaining ? "held, for " + std::to_string(holder->remaining->count()) + " ms if it isn't renewed"
+                                 : "held, without an end";
+    if (!settings.quiet) std::cout << text << '\n';
+    return holder ? held : 0;
 }
 
 /// As an exit status.
@@ -338,6 +324,8 @@ int main(int argc, char** argv) {
     app.add_option("--url", settings.url, "the server (default redis://127.0.0.1:6379)")
         ->type_name("URL")
         ->envname("REDIS_URL");
+    app.add_option("--fence-env", settings.fence_env, "the environment variable for the number of this grant")
+        ->type_name("NAME");
     app.add_flag("--status", settings.status, "only tell whether the key is held");
     app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
     try {

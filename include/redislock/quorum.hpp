@@ -416,6 +416,7 @@ private:
 };
 
 template <class Node, class... More>
+    requires requires(Node& node) { node.name(); }
 Quorum(Node&, More&...) -> Quorum<Node>;
 
 static_assert(FencingBackend<Quorum<Redis>>);
