@@ -61,11 +61,9 @@ public:
 
     /// How many answers are still to come; and whether one to a question with this token, or to any acquire.
     std::size_t owed() const noexcept { return under_way_.size() + durable_.size(); }
-    bool owes(const Token& token) const noexcept {
-        return owes([&](const Request& request) { return request.token == token; });
-    }
-    bool owes_an_acquire() const noexcept {
-        return owes([](const Request& request) { return request.verb == Verb::acquire; });
+    bool owes_an_acquire() const noexcept { return acquires_ > 0; }
+    bool owes_an_acquire(const Token& token) const noexcept {
+        return acquires_ > 0 && owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
     }
 
     /// Goes out with the next advance().
@@ -76,7 +74,8 @@ public:
         // where nobody waits for the answer, there may be nobody to send it again.
         const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
         const bool in_full = !knows || !request.wants_answer;
-        out_ += command_of(request, in_full);
+        if (in_full || !append_prepared(request)) out_ += command_of(request, in_full);
+        acquires_ += request.verb == Verb::acquire;
         waits_for_ = std::max(waits_for_, errand.request().replicas);
         due_ = std::min(due_, errand.request().deadline.at);
         under_way_.push_back({std::move(errand)});
@@ -149,7 +148,20 @@ private:
 
     /// A release of it has been sent behind, so that it must not be sent once more.
     bool is_undone(const Request& request) const noexcept {
-        return request.verb == Verb::acquire && owes(request.token);
+        return request.verb == Verb::acquire &&
+               owes([&](const Request& other) { return other.token == request.token; });
+    }
+
+    static unsigned counts(const Sent& sent) noexcept {
+        return !sent.is_wait && sent.errand.request().verb == Verb::acquire;
+    }
+
+    /// The two that are sent for one key again and again.
+    bool append_prepared(const Request& request) {
+        const bool is_release = request.verb == Verb::release;
+        if (!is_release && (request.verb != Verb::acquire || !is_plain(request))) return false;
+        out_ += is_release ? release_(request, release_by_sha) : acquire_(request, set_command);
+        return true;
     }
 
     bool is_overdue(TimePoint now) noexcept {
@@ -201,11 +213,13 @@ private:
             if (reply == nullptr) break;
             Sent sent = std::move(under_way_.front());
             under_way_.pop_front();
+            acquires_ -= counts(sent);
             if (sent.is_wait) {
                 settle(*reply, answered);
             } else if (is_noscript(*reply) && !is_undone(sent.errand.request()) && !std::exchange(sent.in_full, true)) {
                 out_ += command_of(sent.errand.request(), true);
                 waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
+                acquires_ += counts(sent);
                 under_way_.push_back(std::move(sent));
                 again = true;
             } else {
@@ -237,6 +251,7 @@ private:
         hang_up();
         ++nth_;
         out_.clear();
+        acquires_ = 0;
         waits_for_ = 0;
         due_ = TimePoint::max();
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
@@ -262,7 +277,9 @@ private:
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     std::string hello_, out_;
     std::array<bool, 3> knows_{}; ///< which scripts, by their verbs
+    PreparedCommand acquire_, release_;
     std::deque<Sent> under_way_;
+    unsigned acquires_ = 0;                         ///< among them
     std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
     unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
 };

@@ -330,19 +330,21 @@ private:
         void advance(Quorum& quorum) {
             const TimePoint now = quorum.now();
             for (std::size_t n = 0; n < links.size(); ++n)
-                links[n].advance(now, [&](const Vote& vote, Answer answer) {
-                    if (answer.is_trouble() && !answer.why.detail.empty())
-                        answer.why.detail.insert(0, quorum.nodes_[n]->name() + ": ");
-                    if (links[n].is_closed())
-                        quorum.health_[n].failed(now);
-                    else
-                        quorum.health_[n].answered();
-                    vote.ballot->count(n, answer);
-                });
+                if (links[n].owed() > 0)
+                    links[n].advance(now, [&](const Vote& vote, Answer answer) {
+                        if (answer.is_trouble() && !answer.why.detail.empty())
+                            answer.why.detail.insert(0, quorum.nodes_[n]->name() + ": ");
+                        if (links[n].is_closed())
+                            quorum.health_[n].failed(now);
+                        else
+                            quorum.health_[n].answered();
+                        vote.ballot->count(n, answer);
+                    });
         }
 
         bool owes(const Token& token) const noexcept {
-            return std::any_of(links.begin(), links.end(), [&](const Link& link) { return link.owes(token); });
+            return std::any_of(links.begin(), links.end(),
+                               [&](const Link& link) { return link.owes_an_acquire(token); });
         }
         bool owes_an_acquire() const noexcept {
             return std::any_of(links.begin(), links.end(), [](const Link& link) { return link.owes_an_acquire(); });
@@ -402,10 +404,12 @@ private:
     }
 
     void give_back(std::unique_ptr<Party> party) noexcept try {
-        constexpr std::size_t most_idle = 16;
+        constexpr std::ptrdiff_t most_idle = 16; // beside those that still wait for an answer
         Pool& pool = pool_.get();
         const std::lock_guard guard{pool.mutex};
-        if (pool.idle.size() < most_idle || party->owes_an_acquire()) pool.idle.push_back(std::move(party));
+        const auto idle =
+            std::count_if(pool.idle.begin(), pool.idle.end(), [](const auto& one) { return !one->owes_an_acquire(); });
+        if (idle < most_idle || party->owes_an_acquire()) pool.idle.push_back(std::move(party));
     } catch (...) { // no room for it: it's closed
     }
 
@@ -416,8 +420,8 @@ private:
 };
 
 template <class Node, class... More>
-    requires requires(Node& node) { node.name(); }
-Quorum(Node&, More&...) -> Quorum<Node>;
+requires requires(Node& node) { node.name(); }
+Quorum(Node&, More&...)->Quorum<Node>;
 
 static_assert(FencingBackend<Quorum<Redis>>);
 
