@@ -139,6 +139,23 @@ TEST_CASE("a grant by a minority is undone behind the question, also where the a
     CHECK(five.are_free_within(5s));
 }
 
+TEST_CASE("a waiter whose vote hangs on a frozen server asks again in time", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    { RedisLock warm_up{quorum, "k", plain}; }
+    three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
+    RedisLock lock{quorum, "k", plain, std::defer_lock};
+    CHECK_FALSE(lock.try_lock_for(100ms));
+    three.everywhere({"DEL", "k"}, 1);
+    three.servers[2].stop(); // one is free, one is taken, and one is silent
+    std::jthread waiting{[&] { lock.lock(); }};
+    while (three.servers[0].integer({"EXISTS", "k"}) == 0) std::this_thread::yield();
+    three.servers[1].command({"DEL", "k"});
+    waiting.join();
+    CHECK(lock.owns_lock());
+    three.servers[2].go_on();
+}
+
 TEST_CASE("a key that a minority holds for another is no obstacle, and one that a majority does is busy",
           "[redis][quorum]") {
     Servers three{3};

@@ -209,6 +209,7 @@ public:
     Answer ask(const Request& request) {
         std::unique_ptr<Party> party = take(request.token);
         Request question = request;
+        question.deadline = request.first_answer(now()); // nobody stands in line
         question.fence_step = std::chrono::seconds{1};
         const std::shared_ptr<Ballot> ballot = party->vote(*this, question);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
