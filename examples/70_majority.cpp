@@ -18,8 +18,8 @@ int main(int argc, char** argv) try {
     // [majority]
     redislock::Quorum quorum{nodes}; // or Quorum quorum{one, two, three};
     redislock::RedisLock lock{quorum, "orders:42", {.ttl = 10s, .fenced = true}};
-    std::cout << "A majority of " << nodes.size() << " servers has granted it, as number " << lock.fence() << ".\n";
     // [majority]
+    std::cout << "A majority of " << nodes.size() << " servers has granted it, as number " << lock.fence() << ".\n";
     return lock.unlock() == redislock::Unlocked::confirmed ? 0 : 1;
 } catch (const std::system_error& error) {
     std::cerr << error.what() << '\n';
