@@ -45,12 +45,12 @@ public:
 
     void one_after_another() {
         const std::string token{redislock::detail::random_token().hex()};
+        for (std::size_t n = 0; n < nodes; ++n)
+            for (; owed_[n] > 0; --owed_[n]) read(contexts_[n]); // of the other way
         for (const auto& command : {set(token), release(token)})
             for (redisContext* context : contexts_) {
                 ::redisAppendFormattedCommand(context, command.data(), command.size());
-                void* reply = nullptr;
-                if (::redisGetReply(context, &reply) != REDIS_OK) fail(context->errstr);
-                ::freeReplyObject(reply);
+                read(context);
             }
     }
 
@@ -63,6 +63,12 @@ public:
 private:
     static constexpr const char* script =
         "if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";
+
+    static void read(redisContext* context) {
+        void* reply = nullptr;
+        if (::redisGetReply(context, &reply) != REDIS_OK) fail(context->errstr);
+        ::freeReplyObject(reply);
+    }
 
     std::string set(const std::string& token) const {
         return redislock::detail::formatted({"SET", key, token, "NX", "PX", "10000"});
