@@ -42,20 +42,11 @@ public:
         detail::wait(std::span{entries}.first(count), until);
     }
 
-    /// Before the next question: those that can be read though nothing is owed have been hung up by the server, or are out of step.
-    template <class Group>
-    static void look_after(Group& group) {
-        std::array<pollfd, 32> entries{};
-        std::size_t count = 0;
-        for (const Channel& channel : group) entries[count++] = {channel.connection_.fd(), POLLIN, 0};
-        if (!detail::wait(std::span{entries}.first(count), TimePoint{})) return;
-        count = 0;
-        for (Channel& channel : group)
-            if (entries[count++].revents != 0 && channel.owed() == 0) channel.hang_up();
-    }
-
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
-    TimePoint due() const noexcept { return opening() ? std::min(due_, open_by_) : due_; }
+    TimePoint due() const noexcept {
+        if (owed() == 0) return TimePoint::max();
+        return opening() ? std::min(due_, open_by_) : due_;
+    }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
 
@@ -68,6 +59,8 @@ public:
 
     /// Goes out with the next advance().
     void send(Errand errand) {
+        // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
+        if (phase_ == Phase::ready && owed() == 0 && readable(connection_.fd())) hang_up();
         const Request& request = errand.request();
         const bool is_script = request.verb != Verb::acquire || !is_plain(request);
         // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
@@ -109,8 +102,10 @@ private:
         bool in_full = false, is_wait = false;
     };
 
+    /// One that is idle is not waited for, whatever becomes of it.
     pollfd entry() const noexcept {
-        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
+        return {owed() > 0 ? connection_.fd() : -1, static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN),
+                0};
     }
 
     void hang_up() noexcept {

@@ -388,9 +388,7 @@ private:
                 pool.idle.erase(std::next(chosen).base());
             }
         }
-        if (!party) return std::make_unique<Party>(nodes_);
-        Link::look_after(party->links);
-        return party;
+        return party ? std::move(party) : std::make_unique<Party>(nodes_);
     }
 
     bool is_free(Party& party) {

@@ -1,0 +1,471 @@
+/// Client processes with locks over a majority of servers, all of it simulated: clocks, network, servers, threads and what goes
+/// wrong with them. One seed makes one history, the same one each time. The code of the library is the one that is shipped; what
+/// is below the quorum's connections is the simulation's.
+#pragma once
+
+#include "fiber.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <cstdio>
+#include <limits>
+
+namespace simulation {
+
+using namespace redislock;
+
+/// True time, in ns, which nobody in the world knows.
+using Time = std::int64_t;
+inline constexpr Time never = std::numeric_limits<Time>::max(), us = 1'000, ms = 1'000'000, s = 1'000'000'000;
+
+/// splitmix64, of S. Vigna.
+class Random {
+public:
+    explicit Random(std::uint64_t seed) noexcept : state_{seed} {}
+    std::uint64_t bits() noexcept {
+        std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+    double unit() noexcept { return static_cast<double>(bits() >> 11) * 0x1p-53; }
+    bool chance(double probability) noexcept { return unit() < probability; }
+    Time between(Time least, Time most) noexcept {
+        return least + static_cast<Time>(bits() % static_cast<std::uint64_t>(most - least + 1));
+    }
+    template <class T, std::size_t n>
+    T one_of(const T (&values)[n]) noexcept {
+        return values[bits() % n];
+    }
+
+private:
+    std::uint64_t state_;
+};
+
+struct Clock {
+    Time offset = 0;
+    double rate = 0; ///< by which it is too fast
+
+    Time at(Time t) const noexcept { return offset + t + static_cast<Time>(static_cast<double>(t) * rate); }
+    /// When it first shows `moment`, or later than that.
+    Time when(Time moment) const noexcept {
+        if (moment >= never / 2) return never;
+        auto t = static_cast<Time>(static_cast<double>(moment - offset) / (1 + rate)) - 2;
+        while (at(t) < moment) ++t;
+        return t;
+    }
+};
+
+/// What is broken on purpose: an assumption of the library, so that checks must find that it matters.
+enum class Broken { nothing, clocks, memory };
+
+struct Report {
+    std::uint64_t seed = 0, trace = 0xcbf29ce484222325; ///< equal traces: equal histories
+    std::uint64_t events = 0, grants = 0, faults = 0;
+    std::uint64_t restless =
+        0; ///< waits that poll(2) would end at once, again and again, since nobody reads what is there
+    std::string violation{}; ///< empty: none
+};
+
+struct Question {
+    Verb verb;
+    Token token;
+    Millis ttl;
+    Millis patience;
+    bool fenced;
+    std::chrono::microseconds fence_step;
+    std::uint64_t fence;
+};
+
+struct Wire;
+
+/// One Redis, and what the scripts of the library do there. Its clock's milliseconds are cut off as the pessimist would do it.
+struct Server {
+    int id = 0;
+    Clock clock{};
+    Time wall = 0; ///< in us, when its clock shows 0
+    bool up = true, frozen = false;
+    unsigned life = 0;
+    std::deque<std::function<void()>> backlog{}; ///< what has come while it was frozen
+    std::vector<std::weak_ptr<Wire>> wires{};
+    std::optional<Token> holder{};
+    Time ends = 0; ///< in ms
+    std::optional<std::uint64_t> counter{};
+
+    Answer act(const Question& q, Time t) {
+        const Time time = clock.at(t), now = time / ms;
+        const auto no = [](Errc why) { return Answer{Verdict::no, {why, {}}}; };
+        if (holder && now >= ends) holder.reset();
+        if (q.verb == Verb::acquire) {
+            if (holder && !q.fenced && q.patience <= Millis::zero()) return no(Errc::busy);
+            if (holder) return detail::busy_for(ends - now);
+            holder = q.token;
+            ends = now + q.ttl.count();
+            if (!q.fenced) return {Verdict::yes};
+            const auto number = static_cast<std::uint64_t>(wall + time / us);
+            counter = counter
+                          ? std::max(*counter + 1, number - number % static_cast<std::uint64_t>(q.fence_step.count()))
+                          : number;
+            return {.verdict = Verdict::yes, .fence = *counter};
+        }
+        if (holder != q.token) return no(holder ? Errc::stolen : Errc::expired);
+        if (q.verb == Verb::release) {
+            holder.reset();
+        } else {
+            ends = std::max(ends, now + q.ttl.count());
+            if (q.fence > 0) counter = std::max(counter.value_or(0), q.fence);
+        }
+        return {Verdict::yes};
+    }
+
+    void forget() noexcept {
+        holder.reset();
+        counter.reset();
+    }
+};
+
+class World;
+struct Client;
+
+struct Task {
+    Task(Client& of, std::function<void()> work) : client{of}, fiber{std::move(work)} {}
+    Client& client;
+    Fiber fiber;
+    std::uint64_t sleep = 0; ///< 0: it doesn't
+    Task* joined_by = nullptr;
+    unsigned haste = 0; ///< waits in a row that took no time
+};
+
+/// A connection: in each direction nothing overtakes anything.
+struct Wire {
+    Client& client;
+    Server& server;
+    const unsigned life; ///< the server's, to which it leads
+    Time up = 0, down = 0;
+    bool cut = false, broken = false;                  ///< broken: and the client can see it
+    bool up_is_silent = false, down_is_silent = false; ///< all is swallowed, and nobody told
+    std::vector<Answer> inbox{};
+    Task* waiter = nullptr;
+};
+
+inline World* world = nullptr; ///< the one that is running
+
+/// A server as a client sees it: what Quorum wants of a Redis.
+struct SimNode {
+    Client& client;
+    Server& server;
+    std::string known_as;
+
+    TimePoint now() const noexcept;
+    Token fresh() const;
+    void pause(const Deadline& until) noexcept;
+    const std::string& name() const noexcept { return known_as; }
+    Answer inspect(std::string_view, const Deadline&, Holder&) { return {Verdict::unknown}; }
+
+    class Alarm {
+    public:
+        Alarm();
+        Alarm(const Alarm&) = delete;
+        Alarm& operator=(const Alarm&) = delete;
+        ~Alarm();
+        int fd() const noexcept { return fd_; }
+        void set(TimePoint moment) noexcept;
+
+        TimePoint moment = TimePoint::max();
+        Task* waiter = nullptr;
+
+    private:
+        int fd_;
+    };
+
+    struct Engine {
+        using Alarm = SimNode::Alarm;
+        struct Glance {
+            template <class Arrived>
+            bool operator()(Arrived) noexcept {
+                return false;
+            }
+        };
+        class Thread {
+        public:
+            void start(std::function<void()> work);
+            bool joinable() const noexcept { return task_ != nullptr; }
+            void join();
+            void detach() noexcept { task_ = nullptr; }
+
+        private:
+            Task* task_ = nullptr;
+        };
+        static TimePoint now() noexcept;
+        void detach(std::function<void()> work) const { Thread{}.start(std::move(work)); }
+    };
+
+    template <class Errand>
+    class Link;
+};
+
+using Lock = RedisLock<Quorum<SimNode>>;
+
+struct Client {
+    int id = 0;
+    Clock clock{};
+    Time frozen_until = 0;
+    unsigned freezes = 0;
+    bool dead = false, finished = false;
+    std::deque<SimNode> nodes{};
+    const Lock* lock = nullptr;
+
+    TimePoint shows(Time t) const noexcept { return TimePoint{TimePoint::duration{clock.at(t)}}; }
+};
+
+class World {
+public:
+    explicit World(std::uint64_t seed, Broken broken = Broken::nothing, bool tells = false)
+        : random_{seed}, broken_{broken}, tells_{tells} {
+        report_.seed = seed;
+        world = this;
+    }
+    World(const World&) = delete;
+    World& operator=(const World&) = delete;
+    ~World() { world = nullptr; }
+
+    Report run();
+
+    // What the simulated part of the library calls.
+    Time now() const noexcept { return now_; }
+    Task* running() const noexcept { return running_; }
+    Random& random() noexcept { return random_; }
+    std::vector<SimNode::Alarm*>& alarms() noexcept { return alarms_; }
+    Task& start(Client& client, std::function<void()> work);
+    void sleep(Time until);
+    void wake(Task* task);
+    void hurry(bool took_no_time);
+    std::shared_ptr<Wire> connect(const SimNode& node);
+    void send(const std::shared_ptr<Wire>& wire, std::optional<Question> question);
+    void violated(const std::string& what) {
+        if (report_.violation.empty()) report_.violation = what + " at " + std::to_string(now_ / us) + " us";
+        tell("VIOLATION: %s", what.c_str());
+    }
+    template <class... Values>
+    void tell(const char* format, Values... values) {
+        if (!tells_) return;
+        std::printf("%12.3f ms  ", static_cast<double>(now_) / ms);
+        std::printf(format, values...);
+        std::printf("\n");
+    }
+
+private:
+    static constexpr Time longest_ttl = 2 * s, longest_delay = 3 * s, enough = 12 * s;
+
+    class InTime;
+
+    enum class Trouble { standstill, restart, amnesia, pause, death };
+
+    struct Event {
+        Time at;
+        std::uint64_t number;
+        std::function<void()> what;
+        friend bool operator<(const Event& a, const Event& b) noexcept {
+            return a.at != b.at ? a.at > b.at : a.number > b.number;
+        }
+    };
+
+    void at(Time t, std::function<void()> what) {
+        queue_.push_back({std::max(t, now_), ++numbers_, std::move(what)});
+        std::push_heap(queue_.begin(), queue_.end());
+    }
+    void note(std::uint64_t what) noexcept {
+        report_.trace = (report_.trace ^ what ^ static_cast<std::uint64_t>(now_)) * 0x100000001b3;
+    }
+    void set_up();
+    void resume(Task& task, std::uint64_t sleep);
+    void arrive(const std::shared_ptr<Wire>& wire, const std::optional<Question>& question);
+    void cut(const std::shared_ptr<Wire>& wire);
+    Time delay();
+    void trouble();
+    void crash(Server& server, Time until);
+    void thaw(Server& server);
+    void calm_down();
+    void bury();
+    void judge(const Client& client);
+    void granted(Client& client, Lock& lock, bool fenced);
+    void live(Client& client);
+    void turn(Client& client, Quorum<SimNode>& quorum);
+    void work(Client& client, Lock& lock, const Options& options);
+    void last_turn(Client& client, Quorum<SimNode>& quorum);
+    void rest(Client& client, Time span) {
+        SimNode& node = client.nodes.front();
+        node.pause({later(node.now(), std::chrono::nanoseconds{span})});
+    }
+
+    Random random_;
+    const Broken broken_;
+    const bool tells_;
+    Report report_{};
+    Time now_ = 0;
+    std::uint64_t numbers_ = 0, sleeps_ = 0;
+    std::vector<Event> queue_;
+    Task* running_ = nullptr;
+    std::deque<Server> servers_;
+    std::deque<Client> clients_;
+    std::deque<Task> tasks_;
+    std::vector<SimNode::Alarm*> alarms_;
+    std::size_t done_ = 0;
+
+    double slow_ = 0, reset_ = 0, silent_ = 0;
+    std::vector<Trouble> troubles_{};
+    Time usual_delay_ = 0, trouble_every_ = 0, calm_at_ = 0, calm_by_ = 0;
+    bool calm_ = false, over_ = false;
+    std::uint64_t last_fence_ = 0;
+};
+
+inline TimePoint SimNode::now() const noexcept { return client.shows(world->now()); }
+inline TimePoint SimNode::Engine::now() noexcept { return world->running()->client.shows(world->now()); }
+inline Token SimNode::fresh() const {
+    const std::uint64_t high = world->random().bits();
+    return Token::from_bits(high, world->random().bits());
+}
+inline Time true_time(const Client& client, TimePoint moment) noexcept {
+    return client.clock.when(moment.time_since_epoch().count());
+}
+inline void SimNode::pause(const Deadline& until) noexcept {
+    for (const Time end = std::max(true_time(client, until.at), world->now() + us); world->now() < end;) {
+        world->sleep(end);
+        if (client.dead) return;
+    }
+}
+
+inline SimNode::Alarm::Alarm() : fd_{1'000'000 + static_cast<int>(world->alarms().size())} {
+    world->alarms().push_back(this);
+}
+inline SimNode::Alarm::~Alarm() { world->alarms()[static_cast<std::size_t>(fd_ - 1'000'000)] = nullptr; }
+inline void SimNode::Alarm::set(TimePoint when) noexcept {
+    moment = when;
+    world->wake(waiter);
+}
+
+inline void SimNode::Engine::Thread::start(std::function<void()> work) {
+    task_ = &world->start(world->running()->client, std::move(work));
+}
+inline void SimNode::Engine::Thread::join() {
+    if (task_ == nullptr) return;
+    task_->joined_by = world->running();
+    while (!task_->fiber.done()) world->sleep(never);
+    task_ = nullptr;
+}
+
+/// As detail::Channel, over a Wire: in the same states it gives the same answers.
+template <class Errand>
+class SimNode::Link {
+public:
+    explicit Link(const SimNode& node) noexcept : node_{node} {}
+
+    template <class... Groups>
+    static void wait(const Deadline& deadline, const Groups&... groups) {
+        Task* const self = world->running();
+        Alarm* const alarm =
+            deadline.stop < 0 ? nullptr : world->alarms()[static_cast<std::size_t>(deadline.stop - 1'000'000)];
+        TimePoint until = alarm ? std::min(deadline.at, alarm->moment) : deadline.at;
+        bool ready = false;
+        const auto each = [&](auto what) { (std::for_each(std::begin(groups), std::end(groups), what), ...); };
+        each([&](const Link& link) {
+            until = std::min(until, link.due());
+            ready |= link.owed() > 0 && link.readable();
+        });
+        ready |= until <= self->client.shows(world->now());
+        world->hurry(ready);
+        if (ready) return;
+        const auto watch = [&](Task* waiter) {
+            each([&](const Link& link) {
+                if (link.wire_) link.wire_->waiter = waiter;
+            });
+            if (alarm) alarm->waiter = waiter;
+        };
+        watch(self);
+        world->sleep(true_time(self->client, until));
+        watch(nullptr);
+    }
+
+    TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
+    bool is_closed() const noexcept { return wire_ == nullptr; }
+    std::size_t owed() const noexcept { return owed_.size(); }
+    bool owes_an_acquire(const Token& token) const noexcept {
+        return owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
+    }
+    bool owes_an_acquire() const noexcept {
+        return owes([](const Request& request) { return request.verb == Verb::acquire; });
+    }
+
+    void send(Errand errand) {
+        if (owed_.empty() && readable()) wire_.reset();
+        due_ = std::min(due_, errand.request().deadline.at);
+        owed_.push_back(std::move(errand));
+        ++unsent_;
+    }
+
+    template <class Answered>
+    void advance(TimePoint now, Answered&& answered) {
+        if (!wire_ && !owed_.empty()) {
+            wire_ = world->connect(node_);
+            greeted_ = false;
+        }
+        if (wire_ && !owed_.empty()) {
+            auto inbox = std::exchange(wire_->inbox, {});
+            auto answer = inbox.begin();
+            if (!greeted_ && answer != inbox.end()) greeted_ = true, ++answer;
+            if (greeted_) flush();
+            for (; answer != inbox.end(); ++answer) {
+                const Errand errand = std::move(owed_.front());
+                owed_.pop_front();
+                answered(errand, *answer);
+            }
+            if (wire_->broken) fail(greeted_ ? Errc::disconnected : Errc::unreachable, answered);
+        }
+        if (due_ > now) return;
+        due_ = TimePoint::max();
+        for (const Errand& errand : owed_) due_ = std::min(due_, errand.request().deadline.at);
+        if (due_ <= now) fail(Errc::timed_out, answered);
+    }
+
+private:
+    static Question question(const Request& r) {
+        return {r.verb, r.token, r.ttl, r.patience, r.fenced, r.fence_step, r.fence};
+    }
+
+    bool readable() const noexcept { return wire_ && (wire_->broken || !wire_->inbox.empty()); }
+
+    template <class Which>
+    bool owes(Which which) const noexcept {
+        return std::any_of(owed_.begin(), owed_.end(), [&](const Errand& errand) { return which(errand.request()); });
+    }
+
+    void flush() {
+        for (; unsent_ > 0; --unsent_)
+            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->request()));
+    }
+
+    template <class Answered>
+    void fail(Errc why, Answered& answered) {
+        if (greeted_ && !wire_->broken)
+            for (const Errand& errand : owed_)
+                if (errand.request().verb == Verb::acquire) {
+                    Question undo = question(errand.request());
+                    undo.verb = Verb::release;
+                    world->send(wire_, undo);
+                }
+        wire_.reset();
+        unsent_ = 0;
+        due_ = TimePoint::max();
+        const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, {why, {}}};
+        for (const Errand& errand : std::exchange(owed_, {})) answered(errand, answer);
+    }
+
+    const SimNode& node_;
+    std::shared_ptr<Wire> wire_{};
+    bool greeted_ = false;
+    std::deque<Errand> owed_{};
+    std::size_t unsent_ = 0; ///< of those that are owed, the last
+    TimePoint due_ = TimePoint::max();
+};
+
+} // namespace simulation

@@ -1,0 +1,363 @@
+/// What happens in a World: its servers, network and troubles, what its clients do, and what must be true of it.
+#pragma once
+
+#include "node.hpp"
+
+namespace simulation {
+
+inline Task& World::start(Client& client, std::function<void()> work) {
+    Task& task = tasks_.emplace_back(client, [this, work = std::move(work)] {
+        try {
+            work();
+        } catch (const std::exception& error) {
+            violated(std::string{"thrown out of a thread: "} + error.what());
+        }
+    });
+    task.sleep = ++sleeps_;
+    at(now_, [this, &task, sleep = task.sleep] { resume(task, sleep); });
+    return task;
+}
+
+inline void World::sleep(Time until) {
+    Task& self = *running_;
+    const std::uint64_t sleep = self.sleep = ++sleeps_;
+    if (until != never) at(until, [this, &self, sleep] { resume(self, sleep); });
+    self.fiber.yield();
+}
+
+inline void World::wake(Task* task) {
+    if (task == nullptr || task->sleep == 0) return;
+    if (running_ == nullptr) return resume(*task, task->sleep);
+    at(now_, [this, task, sleep = task->sleep] { resume(*task, sleep); });
+}
+
+/// A thread that waits for ever without time passing would hang the simulation, too.
+inline void World::hurry(bool took_no_time) {
+    if (!took_no_time) running_->haste = 0;
+    if (++running_->haste < 1'000) return;
+    violated("a thread of client " + std::to_string(running_->client.id) + " waits without waiting");
+    sleep(now_ + ms);
+}
+
+/// Lets a thread go on, unless it has been woken by something else, or its process stands still.
+inline void World::resume(Task& task, std::uint64_t sleep) {
+    Client& client = task.client;
+    if (task.sleep != sleep || (client.dead && !over_)) return;
+    if (now_ < client.frozen_until && !over_) return at(client.frozen_until, [=, this, &task] { resume(task, sleep); });
+    task.sleep = 0;
+    running_ = &task;
+    task.fiber.resume();
+    running_ = nullptr;
+    judge(client);
+    if (!task.fiber.done()) return;
+    ++done_;
+    wake(task.joined_by);
+}
+
+inline std::shared_ptr<Wire> World::connect(const SimNode& node) {
+    const auto wire = std::make_shared<Wire>(Wire{node.client, node.server, node.server.life});
+    wire->broken = node.client.dead;
+    wire->up_is_silent = random_.chance(silent_);
+    wire->down_is_silent = random_.chance(silent_);
+    report_.faults += wire->up_is_silent || wire->down_is_silent;
+    auto& wires = node.server.wires;
+    std::erase_if(wires, [](const auto& one) { return one.expired(); });
+    wires.push_back(wire);
+    send(wire, std::nullopt);
+    return wire;
+}
+
+inline Time World::delay() {
+    const Time usual = random_.between(usual_delay_ / 4, usual_delay_);
+    if (!random_.chance(slow_)) return usual;
+    ++report_.faults;
+    return usual + random_.between(0, random_.one_of({20 * ms, 200 * ms, longest_delay}));
+}
+
+/// A question, or the greeting.
+inline void World::send(const std::shared_ptr<Wire>& wire, std::optional<Question> question) {
+    if (wire->client.dead || wire->cut || wire->up_is_silent) return;
+    if (random_.chance(reset_)) return ++report_.faults, cut(wire);
+    wire->up = std::max(wire->up + 1, now_ + delay());
+    at(wire->up, [this, wire, question = std::move(question)] { arrive(wire, question); });
+}
+
+inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional<Question>& question) {
+    Server& server = wire->server;
+    if (wire->cut) return;
+    if (!server.up || server.life != wire->life) return cut(wire);
+    if (server.frozen) return server.backlog.push_back([=, this] { arrive(wire, question); });
+    Answer answer = question ? server.act(*question, now_) : Answer{Verdict::yes};
+    if (question)
+        tell("server %d: client %d, verb %d of %.4s: %d, fence %llu", server.id, wire->client.id,
+             static_cast<int>(question->verb), question->token.hex().data(), static_cast<int>(answer.verdict),
+             static_cast<unsigned long long>(answer.fence));
+    if (random_.chance(reset_)) return ++report_.faults, cut(wire);
+    if (wire->down_is_silent) return;
+    wire->down = std::max(wire->down + 1, now_ + delay());
+    at(wire->down, [this, wire, answer = std::move(answer)] {
+        if (wire->broken) return;
+        wire->inbox.push_back(answer);
+        wake(wire->waiter);
+    });
+}
+
+/// Nothing passes any more, and in a while the client sees it.
+inline void World::cut(const std::shared_ptr<Wire>& wire) {
+    if (std::exchange(wire->cut, true) || wire->down_is_silent) return;
+    at(now_ + delay(), [this, wire] {
+        wire->broken = true;
+        wake(wire->waiter);
+    });
+}
+
+inline void World::set_up() {
+    const double rates = broken_ == Broken::clocks ? 0.3 : 0.0049; // of both, and just within Options::drift
+    for (int n = random_.one_of({1, 3, 3, 5}); n > 0; --n) {
+        Server& server = servers_.emplace_back();
+        server.id = n;
+        server.clock = {random_.between(0, 3600 * s), random_.one_of({rates, -rates, 0.0})};
+    }
+    for (int n = random_.one_of({2, 2, 3, 4}); n > 0; --n) {
+        Client& client = clients_.emplace_back();
+        client.id = n;
+        client.clock = {random_.between(0, 3600 * s), random_.one_of({rates, -rates, 0.0})};
+        for (Server& server : servers_) client.nodes.push_back({client, server, "server " + std::to_string(server.id)});
+    }
+    usual_delay_ = random_.one_of({100 * us, 500 * us, 3 * ms});
+    if (random_.chance(0.5)) slow_ = random_.unit() * 0.1;
+    if (random_.chance(0.5)) reset_ = random_.unit() * 0.05;
+    if (random_.chance(0.3)) silent_ = random_.unit() * 0.3;
+    for (const Trouble trouble :
+         {Trouble::standstill, Trouble::restart, Trouble::amnesia, Trouble::pause, Trouble::death})
+        if (random_.chance(0.4)) troubles_.push_back(trouble);
+    if (broken_ == Broken::memory) troubles_.assign(1, Trouble::amnesia);
+    // Numbers are to rise where clocks are wrong, or where memories are lost: not where both are.
+    const bool forgetful = std::count(troubles_.begin(), troubles_.end(), Trouble::amnesia) > 0;
+    const Time wrong_by = forgetful ? s / 2 : 86400 * s;
+    for (Server& server : servers_)
+        server.wall = (1'700'000'000 * s + random_.between(-wrong_by, wrong_by) - server.clock.offset) / us;
+    trouble_every_ = random_.between(10 * ms, 400 * ms);
+    calm_at_ = random_.between(100 * ms, 2 * s);
+    at(calm_at_, [this] { calm_down(); });
+    if (!troubles_.empty()) at(random_.between(0, trouble_every_), [this] { trouble(); });
+    for (Client& client : clients_) start(client, [this, &client] { live(client); });
+}
+
+inline void World::trouble() {
+    if (calm_) return;
+    const Time span = random_.one_of({5 * ms, 50 * ms, 500 * ms, 3 * s});
+    const Time end = now_ + random_.between(1, span);
+    Server& server = servers_[random_.bits() % servers_.size()];
+    Client& client = clients_[random_.bits() % clients_.size()];
+    const Trouble what = troubles_[random_.bits() % troubles_.size()];
+    tell("trouble %d: server %d or client %d, for %.3f ms", static_cast<int>(what), server.id, client.id,
+         static_cast<double>(end - now_) / ms);
+    ++report_.faults;
+    switch (what) {
+    case Trouble::standstill:
+        if (server.frozen) break;
+        server.frozen = true;
+        at(end, [this, &server] { thaw(server); });
+        break;
+    case Trouble::restart: crash(server, end); break;
+    case Trouble::amnesia: // to be away for the longest ttl is what such a server owes to all others
+        if (!server.up) break;
+        server.forget();
+        crash(server, broken_ == Broken::memory ? now_ + ms : now_ + longest_ttl + longest_ttl / 50);
+        break;
+    case Trouble::pause:
+        client.frozen_until = std::max(client.frozen_until, end);
+        ++client.freezes;
+        break;
+    case Trouble::death:
+        if (std::count_if(clients_.begin(), clients_.end(), [](const Client& one) { return !one.dead; }) > 1)
+            client.dead = true;
+        break;
+    }
+    at(now_ + random_.between(1, 2 * trouble_every_), [this] { trouble(); });
+}
+
+inline void World::crash(Server& server, Time until) {
+    if (!server.up) return;
+    server.up = false;
+    ++server.life;
+    server.backlog.clear();
+    for (const auto& one : std::exchange(server.wires, {}))
+        if (const auto wire = one.lock()) cut(wire);
+    at(until, [&server] { server.up = true; });
+}
+
+inline void World::thaw(Server& server) {
+    server.frozen = false;
+    for (const auto& arrival : std::exchange(server.backlog, {})) arrival();
+}
+
+/// No new faults from now on, and servers that are away return in time.
+inline void World::calm_down() {
+    calm_ = true;
+    calm_by_ = now_ + longest_delay + longest_ttl + enough;
+    slow_ = reset_ = silent_ = 0;
+    tell("calm");
+    at(calm_by_, [this] {
+        for (const Client& client : clients_)
+            if (!client.dead && !client.finished)
+                violated("client " + std::to_string(client.id) + " does not get the lock");
+        bury();
+    });
+    for (Server& server : servers_)
+        if (server.frozen) thaw(server);
+    for (Client& client : clients_) client.frozen_until = std::min(client.frozen_until, now_ + ms);
+}
+
+/// The end: those who died are woken too, with no way to any server, to let their destructors run.
+inline void World::bury() {
+    if (std::exchange(over_, true)) return;
+    for (Server& server : servers_)
+        if (server.holder && server.clock.at(now_) / ms < server.ends) violated("a key is left on a server");
+    for (Task& task : tasks_)
+        if (task.sleep != 0) at(now_, [this, &task, sleep = task.sleep] { resume(task, sleep); });
+}
+
+/// Between two moments at which its process does something a client can only lose the lock. So it is enough to look then.
+inline void World::judge(const Client& client) {
+    const auto owns = [](const Client& one) { return !one.dead && one.lock != nullptr && one.lock->owns_lock(); };
+    if (over_ || !owns(client)) return;
+    for (const Client& other : clients_)
+        if (&other != &client && owns(other))
+            violated("clients " + std::to_string(client.id) + " and " + std::to_string(other.id) + " have the lock");
+}
+
+inline void World::granted(Client& client, Lock& lock, bool fenced) {
+    ++report_.grants;
+    note(0x100 + static_cast<std::uint64_t>(client.id));
+    judge(client);
+    const std::uint64_t fence = fenced ? lock.fence() : 0;
+    tell("client %d has the lock, fence %llu", client.id, static_cast<unsigned long long>(fence));
+    if (fenced && std::exchange(last_fence_, fence) >= fence)
+        violated("client " + std::to_string(client.id) + "'s fence is not above the last one");
+}
+
+inline void World::live(Client& client) {
+    Quorum<SimNode> quorum{[&] {
+        std::vector<SimNode*> nodes;
+        for (SimNode& node : client.nodes) nodes.push_back(&node);
+        return nodes;
+    }()};
+    while (!calm_) turn(client, quorum);
+    last_turn(client, quorum);
+    client.finished = true;
+    if (!over_ &&
+        std::all_of(clients_.begin(), clients_.end(), [](const Client& one) { return one.dead || one.finished; }))
+        at(now_ + longest_delay + longest_ttl + longest_ttl / 50, [this] { bury(); });
+    while (!over_) sleep(never);
+}
+
+/// That a call ends in time, by the client's own clock, unless its process stands still meanwhile.
+class World::InTime {
+public:
+    InTime(World& of, const Client& client, Millis bound, const char* what)
+        : world_{of}, client_{client}, what_{what}, bound_{bound}, started_{client.shows(of.now_)},
+          freezes_{client.freezes} {}
+    InTime(const InTime&) = delete;
+    InTime& operator=(const InTime&) = delete;
+    ~InTime() {
+        if (world_.over_ || client_.freezes != freezes_ || client_.shows(world_.now_) - started_ <= bound_ + Millis{1})
+            return;
+        world_.violated(std::string{what_} + " takes too long, client " + std::to_string(client_.id));
+    }
+
+private:
+    World& world_;
+    const Client& client_;
+    const char* const what_;
+    const Millis bound_;
+    const TimePoint started_;
+    const unsigned freezes_;
+};
+
+inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
+    Options options{.ttl = Millis{random_.one_of({30, 50, 100, 200, 500, 1000, 2000})}, .renew = random_.chance(0.6)};
+    if (random_.chance(0.2)) options.max_hold = Millis{random_.between(10, 1000)};
+    if (random_.chance(0.5)) options.answer_timeout = Millis{random_.between(2, options.usable().count() - 1)};
+    options.longest_pause = Millis{random_.one_of({2, 10, 50})};
+    options.confirm_release = random_.chance(0.7);
+    options.fenced = random_.chance(0.7);
+    struct Forget {
+        ~Forget() { client.lock = nullptr; }
+        Client& client;
+    } const forget{client};
+    Lock lock{quorum, "key", options, std::defer_lock};
+    client.lock = &lock;
+    for (int rounds = random_.one_of({1, 2, 4}); rounds > 0 && !calm_; --rounds) {
+        bool locked = false;
+        try {
+            if (random_.chance(0.3)) {
+                const InTime watch{*this, client, options.answers_within(), "try_lock"};
+                locked = lock.try_lock();
+            } else if (random_.chance(0.7)) {
+                const Millis span{random_.between(1, 2 * options.ttl.count())};
+                const InTime watch{*this, client, span, "try_lock_for"};
+                locked = lock.try_lock_for(span);
+            } else {
+                lock.lock();
+                locked = true;
+            }
+        } catch (const std::system_error& error) {
+            if (error.code() == std::errc::resource_deadlock_would_occur || error.code() == Errc::bad_option) throw;
+            tell("client %d: %s", client.id, error.what());
+        }
+        if (locked) {
+            granted(client, lock, options.fenced);
+            work(client, lock, options);
+            if (random_.chance(0.2)) return; // the destructor unlocks
+            const InTime watch{*this, client, options.answers_within(), "unlock"};
+            lock.unlock();
+        }
+        rest(client, random_.between(0, random_.one_of({ms, 10 * ms, 50 * ms})));
+    }
+}
+
+inline void World::work(Client& client, Lock& lock, const Options& options) {
+    const bool until_it_lapses = random_.chance(0.1);
+    for (int steps = random_.one_of({0, 1, 3, 6}); steps > 0 && !over_ && !calm_ && lock.owns_lock(); --steps) {
+        rest(client, random_.between(0, random_.one_of({ms, 20 * ms, options.ttl.count() * ms / 2})));
+        if (random_.chance(0.15)) {
+            const InTime watch{*this, client, options.answers_within(), "extend"};
+            static_cast<void>(lock.extend(Millis{random_.one_of({20, 100, 500, 2000})}));
+        }
+    }
+    while (until_it_lapses && !over_ && !calm_ && lock.owns_lock()) rest(client, 10 * ms);
+}
+
+/// Whoever lives gets the lock, now that nothing is in the way.
+inline void World::last_turn(Client& client, Quorum<SimNode>& quorum) {
+    for (bool locked = false; !locked && !over_;) {
+        Lock lock{quorum, "key", {.ttl = Millis{1'000}, .fenced = true}, std::defer_lock};
+        client.lock = &lock;
+        try {
+            if ((locked = lock.try_lock_for(Millis{1'000}))) granted(client, lock, true);
+        } catch (const std::system_error&) { // what was lost in the troubles may be noticed only now
+        }
+        if (locked) rest(client, ms);
+        lock.unlock();
+        client.lock = nullptr;
+    }
+}
+
+inline Report World::run() {
+    set_up();
+    for (constexpr std::uint64_t too_many = 300'000;
+         !queue_.empty() && done_ < tasks_.size() && report_.events < too_many; ++report_.events) {
+        std::pop_heap(queue_.begin(), queue_.end());
+        const Event event = std::move(queue_.back());
+        queue_.pop_back();
+        now_ = event.at;
+        note(event.number);
+        event.what();
+    }
+    if (done_ < tasks_.size()) violated("a thread does not end");
+    return report_;
+}
+
+} // namespace simulation
