@@ -5,6 +5,7 @@
 #include <redislock/redislock.hpp>
 
 #include <atomic>
+#include <ctime>
 #include <deque>
 #include <thread>
 
@@ -368,4 +369,125 @@ TEST_CASE("renewed locks may be made and unmade by many threads", "[redis][renew
     for (std::thread& thread : threads) thread.join();
     CHECK(server.is_empty_within(10s));
     CHECK(unwell < 800);
+}
+
+TEST_CASE("a renewer whose connection is closed between two renewals sleeps on, and opens another one",
+          "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock lock{redis, "k", 3s};
+    while (server.statistic("stats", "total_connections_received:") < 3) // this one's, the lock's and the renewer's
+        redis.pause(later(redis.now(), 10ms));
+    redis.pause(later(redis.now(), 50ms));
+    server.command({"CLIENT", "KILL", "TYPE", "normal"});
+    server.command({"SCRIPT", "FLUSH"});
+    detail::wait(-1, 0, now() + 150ms);
+    CHECK(lock.owns_lock());
+    CHECK(server.integer({"EXISTS", "k"}) == 1);
+}
+CHECK_FALSE(watch.told());
+CHECK(lock.unlock() == Unlocked::confirmed);
+CHECK(server.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("the loss is told before the server's own expiry, whatever becomes of the server", "[redis][renewal]") {
+    test::RedisServer server;
+    server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
+    Redis redis{"unix://holder:p@" + server.socket_path()};
+    for (const bool renew : {true, false}) {
+        const TimePoint asked = now();
+        RedisLock lock{redis, "k", {.ttl = 1s, .renew = renew}};
+        const TimePoint end = now() + lock.remaining();
+        const Watch watch{redis, lock.lost()};
+        SECTION("stopped") { server.stop(); }
+        SECTION("killed") { server.kill(); }
+        SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"}); }
+        CHECK(watch.within(10s));
+        CHECK(watch.when() >= asked + 900ms);
+        CHECK(watch.when() < end + 500ms); // and on a machine that is not busy, before asked + 1 s
+        CHECK_FALSE(lock.owns_lock());
+        server.go_on();
+        if (server.pid() == 0) server.start();
+        server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
+        lock.unlock();
+        server.command({"FLUSHALL"});
+    }
+}
+
+TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal]") {
+    test::RedisServer stuck, well;
+    Redis there{stuck.unix_uri()}, here{well.unix_uri()};
+    RedisLock a{there, "k", {.ttl = 1s, .renew = true}}, b{here, "k", {.ttl = 1s, .renew = true}};
+    const Watch of_a{there, a.lost()}, of_b{here, b.lost()};
+    stuck.stop();
+    CHECK(of_a.within(10s));
+    detail::wait(-1, 0, now() + 1s);
+    CHECK_FALSE(of_b.told());
+    CHECK(b.owns_lock());
+    stuck.go_on();
+}
+
+TEST_CASE("a callback that takes its time holds up no other's", "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    constexpr int many = 8;
+    std::deque<RedisLock<Redis>> locks;
+    std::atomic<int> told{0};
+    std::atomic<bool> go_on{false};
+    std::deque<std::stop_callback<std::function<void()>>> callbacks;
+    for (int i = 0; i < many; ++i) {
+        locks.emplace_back(redis, std::to_string(i), Options{.ttl = 600ms, .renew = true});
+        callbacks.emplace_back(locks.back().lost(), [&] {
+            ++told;
+            while (!go_on) std::this_thread::yield();
+        });
+    }
+    server.command({"FLUSHALL"});
+    for (const TimePoint limit = now() + 10s; told < many && now() < limit;) std::this_thread::yield();
+    CHECK(told == many);
+    RedisLock other{redis, "other", {.ttl = 600ms, .renew = true}};
+    detail::wait(-1, 0, now() + 1s);
+    CHECK(other.owns_lock());
+    go_on = true;
+}
+
+TEST_CASE("renewed locks may be made and unmade by many threads", "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::vector<std::thread> threads;
+    std::atomic<int> unwell{0};
+    for (int i = 0; i < 16; ++i)
+        threads.emplace_back([&, key = "k" + std::to_string(i)] {
+            for (int round = 0; round < 100; ++round) {
+                RedisLock lock{redis,
+                               key,
+                               {.ttl = 10ms + Millis{round % 7}, .renew = true, .answer_timeout = 5ms},
+                               std::defer_lock};
+                try {
+                    if (!lock.try_lock()) ++unwell;
+                    if (round % 3 == 0) detail::wait(-1, 0, now() + 5ms);
+                    if (round % 5 == 0) static_cast<void>(lock.lost());
+                } catch (const std::system_error&) { // on a busy machine 5 ms may be too few
+                }
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(server.is_empty_within(10s));
+    CHECK(unwell < 800);
+}
+
+TEST_CASE("a renewer whose connection is closed between two renewals sleeps on, and opens another one",
+          "[redis][renewal]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock lock{redis, "k", 3s};
+    while (server.integer({"PTTL", "k"}) <= 2900 || lock.remaining() <= 2900ms ||
+           server.statistic("stats", "total_connections_received:") < 3)
+        redis.pause(later(redis.now(), 10ms)); // until it was renewed
+    server.command({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
+    const std::clock_t before = std::clock();
+    redis.pause(later(redis.now(), 500ms));
+    CHECK(std::clock() - before < CLOCKS_PER_SEC / 20);
+    redis.pause(later(redis.now(), 3s));
+    CHECK(lock.owns_lock());
 }
