@@ -198,7 +198,7 @@ inline void World::calm_down() {
     calm_ = true;
     calm_by_ = now_ + longest_delay + longest_ttl + enough;
     slow_ = reset_ = silent_ = 0;
-    tell("calm");
+    tell("%s", "calm");
     at(calm_by_, [this] {
         for (const Client& client : clients_)
             if (!client.dead && !client.finished)
