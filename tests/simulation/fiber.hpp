@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cxxabi.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <array>
@@ -15,15 +16,16 @@
 
 namespace simulation {
 
-/// Work on a stack of its own. What the runtime library knows of exceptions being handled belongs to the stack, too.
+/// Work on a stack of its own, which is entered by way of a context, and left and entered again by jumps, for these save no
+/// signal mask and make no system call. What the runtime library knows of exceptions being handled belongs to the stack, too.
 class Fiber {
 public:
     explicit Fiber(std::function<void()> work) : work_{std::move(work)}, stack_{take_stack()} {
-        ::getcontext(&own_);
-        own_.uc_stack.ss_sp = stack_.get();
-        own_.uc_stack.ss_size = stack_size;
+        ::getcontext(&entry_);
+        entry_.uc_stack.ss_sp = stack_.get();
+        entry_.uc_stack.ss_size = stack_size;
         const auto address = reinterpret_cast<std::uintptr_t>(this);
-        ::makecontext(&own_, reinterpret_cast<void (*)()>(&Fiber::run), 2, static_cast<unsigned>(address >> 32),
+        ::makecontext(&entry_, reinterpret_cast<void (*)()>(&Fiber::run), 2, static_cast<unsigned>(address >> 32),
                       static_cast<unsigned>(address));
     }
     Fiber(const Fiber&) = delete;
@@ -35,10 +37,12 @@ public:
     /// Until it yields, or is done.
     void resume() {
         swap_exceptions();
-        ::swapcontext(&callers_, &own_);
+        enter();
         swap_exceptions();
     }
-    void yield() { ::swapcontext(&own_, &callers_); }
+    [[gnu::noinline]] void yield() {
+        if (_setjmp(inside_) == 0) _longjmp(caller_, 1);
+    }
 
 private:
     static constexpr std::size_t stack_size = 128 * 1024;
@@ -64,6 +68,12 @@ private:
         self->yield();
     }
 
+    [[gnu::noinline]] void enter() {
+        if (_setjmp(caller_) != 0) return;
+        if (std::exchange(entered_, true)) _longjmp(inside_, 1);
+        ::setcontext(&entry_);
+    }
+
     void swap_exceptions() noexcept {
         auto* current = reinterpret_cast<char*>(abi::__cxa_get_globals());
         std::swap_ranges(exceptions_.begin(), exceptions_.end(), current);
@@ -71,7 +81,9 @@ private:
 
     std::function<void()> work_;
     Stack stack_;
-    ucontext_t own_{}, callers_{};
+    ucontext_t entry_{};
+    jmp_buf caller_{}, inside_{};
+    bool entered_ = false;
     std::array<char, sizeof(void*) + sizeof(unsigned)> exceptions_{};
     bool done_ = false;
 };

@@ -142,6 +142,7 @@ struct Wire {
     Server& server;
     const unsigned life; ///< the server's, to which it leads
     Time up = 0, down = 0;
+    Time lag = 0;                                      ///< of all answers
     bool cut = false, broken = false;                  ///< broken: and the client can see it
     bool up_is_silent = false, down_is_silent = false; ///< all is swallowed, and nobody told
     std::vector<Answer> inbox{};
@@ -264,14 +265,17 @@ private:
     struct Event {
         Time at;
         std::uint64_t number;
-        std::function<void()> what;
+        std::size_t action; ///< which of them: events are moved about a lot
         friend bool operator<(const Event& a, const Event& b) noexcept {
             return a.at != b.at ? a.at > b.at : a.number > b.number;
         }
     };
 
     void at(Time t, std::function<void()> what) {
-        queue_.push_back({std::max(t, now_), ++numbers_, std::move(what)});
+        if (spare_actions_.empty()) spare_actions_.push_back(actions_.size()), actions_.emplace_back();
+        actions_[spare_actions_.back()] = std::move(what);
+        queue_.push_back({std::max(t, now_), ++numbers_, spare_actions_.back()});
+        spare_actions_.pop_back();
         std::push_heap(queue_.begin(), queue_.end());
     }
     void note(std::uint64_t what) noexcept {
@@ -305,6 +309,8 @@ private:
     Time now_ = 0;
     std::uint64_t numbers_ = 0, sleeps_ = 0;
     std::vector<Event> queue_;
+    std::deque<std::function<void()>> actions_;
+    std::vector<std::size_t> spare_actions_;
     Task* running_ = nullptr;
     std::deque<Server> servers_;
     std::deque<Client> clients_;

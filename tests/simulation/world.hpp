@@ -57,9 +57,10 @@ inline void World::resume(Task& task, std::uint64_t sleep) {
 inline std::shared_ptr<Wire> World::connect(const SimNode& node) {
     const auto wire = std::make_shared<Wire>(Wire{node.client, node.server, node.server.life});
     wire->broken = node.client.dead;
+    if (random_.chance(slow_)) wire->lag = random_.between(0, random_.one_of({20 * ms, 500 * ms}));
     wire->up_is_silent = random_.chance(silent_);
     wire->down_is_silent = random_.chance(silent_);
-    report_.faults += wire->up_is_silent || wire->down_is_silent;
+    report_.faults += wire->lag > 0 || wire->up_is_silent || wire->down_is_silent;
     auto& wires = node.server.wires;
     std::erase_if(wires, [](const auto& one) { return one.expired(); });
     wires.push_back(wire);
@@ -94,7 +95,7 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
              static_cast<unsigned long long>(answer.fence));
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
     if (wire->down_is_silent) return;
-    wire->down = std::max(wire->down + 1, now_ + delay());
+    wire->down = std::max(wire->down + 1, now_ + wire->lag + delay());
     at(wire->down, [this, wire, answer = std::move(answer)] {
         if (wire->broken) return;
         wire->inbox.push_back(answer);
@@ -125,7 +126,7 @@ inline void World::set_up() {
         for (Server& server : servers_) client.nodes.push_back({client, server, "server " + std::to_string(server.id)});
     }
     usual_delay_ = random_.one_of({100 * us, 500 * us, 3 * ms});
-    if (random_.chance(0.5)) slow_ = random_.unit() * 0.1;
+    if (random_.chance(0.5)) slow_ = random_.unit() * random_.one_of({0.1, 0.5});
     if (random_.chance(0.5)) reset_ = random_.unit() * 0.05;
     if (random_.chance(0.3)) silent_ = random_.unit() * 0.3;
     for (const Trouble trouble :
@@ -193,7 +194,7 @@ inline void World::thaw(Server& server) {
     for (const auto& arrival : std::exchange(server.backlog, {})) arrival();
 }
 
-/// No new faults from now on, and servers that are away return in time.
+/// No new faults from now on; servers that are away return in time, and so do processes that stand still.
 inline void World::calm_down() {
     calm_ = true;
     calm_by_ = now_ + longest_delay + longest_ttl + enough;
@@ -207,7 +208,6 @@ inline void World::calm_down() {
     });
     for (Server& server : servers_)
         if (server.frozen) thaw(server);
-    for (Client& client : clients_) client.frozen_until = std::min(client.frozen_until, now_ + ms);
 }
 
 /// The end: those who died are woken too, with no way to any server, to let their destructors run.
@@ -320,6 +320,7 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
 
 inline void World::work(Client& client, Lock& lock, const Options& options) {
     const bool until_it_lapses = random_.chance(0.1);
+    const std::stop_token lost = random_.chance(0.3) ? lock.lost() : std::stop_token{};
     for (int steps = random_.one_of({0, 1, 3, 6}); steps > 0 && !over_ && !calm_ && lock.owns_lock(); --steps) {
         rest(client, random_.between(0, random_.one_of({ms, 20 * ms, options.ttl.count() * ms / 2})));
         if (random_.chance(0.15)) {
@@ -328,6 +329,9 @@ inline void World::work(Client& client, Lock& lock, const Options& options) {
         }
     }
     while (until_it_lapses && !over_ && !calm_ && lock.owns_lock()) rest(client, 10 * ms);
+    if (over_ || !lost.stop_possible() || lock.owns_lock()) return;
+    rest(client, ms);
+    if (!over_ && !lost.stop_requested()) violated("client " + std::to_string(client.id) + " is not told of its loss");
 }
 
 /// Whoever lives gets the lock, now that nothing is in the way.
@@ -350,11 +354,13 @@ inline Report World::run() {
     for (constexpr std::uint64_t too_many = 300'000;
          !queue_.empty() && done_ < tasks_.size() && report_.events < too_many; ++report_.events) {
         std::pop_heap(queue_.begin(), queue_.end());
-        const Event event = std::move(queue_.back());
+        const Event event = queue_.back();
         queue_.pop_back();
         now_ = event.at;
         note(event.number);
-        event.what();
+        const auto action = std::exchange(actions_[event.action], nullptr);
+        spare_actions_.push_back(event.action);
+        action();
     }
     if (done_ < tasks_.size()) violated("a thread does not end");
     return report_;
