@@ -292,6 +292,7 @@ private:
     void calm_down();
     void bury();
     void judge(const Client& client);
+    void judge(const Question& release);
     void granted(Client& client, Lock& lock, bool fenced);
     void live(Client& client);
     void turn(Client& client, Quorum<SimNode>& quorum);
@@ -438,6 +439,11 @@ private:
         return {r.verb, r.token, r.ttl, r.patience, r.fenced, r.fence_step, r.fence};
     }
 
+    static bool gives_up(const Errand& errand) noexcept {
+        if constexpr (requires { errand.gives_up(); }) return errand.gives_up();
+        return true;
+    }
+
     bool readable() const noexcept { return wire_ && (wire_->broken || !wire_->inbox.empty()); }
 
     template <class Which>
@@ -454,7 +460,7 @@ private:
     void fail(Errc why, Answered& answered) {
         if (greeted_ && !wire_->broken)
             for (const Errand& errand : owed_)
-                if (errand.request().verb == Verb::acquire) {
+                if (errand.request().verb == Verb::acquire && gives_up(errand)) {
                     Question undo = question(errand.request());
                     undo.verb = Verb::release;
                     world->send(wire_, undo);

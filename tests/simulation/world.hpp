@@ -88,6 +88,7 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
     if (wire->cut) return;
     if (!server.up || server.life != wire->life) return cut(wire);
     if (server.frozen) return server.backlog.push_back([=, this] { arrive(wire, question); });
+    if (question && question->verb == Verb::release) judge(*question);
     Answer answer = question ? server.act(*question, now_) : Answer{Verdict::yes};
     if (question)
         tell("server %d: client %d, verb %d of %.4s: %d, fence %llu", server.id, wire->client.id,
@@ -226,6 +227,13 @@ inline void World::judge(const Client& client) {
     for (const Client& other : clients_)
         if (&other != &client && owns(other))
             violated("clients " + std::to_string(client.id) + " and " + std::to_string(other.id) + " have the lock");
+}
+
+/// A lease ends before it is released. Else servers that count as having granted it may give the lock to another one.
+inline void World::judge(const Question& release) {
+    for (const Client& client : clients_)
+        if (!over_ && !client.dead && client.lock != nullptr && client.lock->token() == release.token)
+            violated("the lease that client " + std::to_string(client.id) + " has is being released");
 }
 
 inline void World::granted(Client& client, Lock& lock, bool fenced) {
