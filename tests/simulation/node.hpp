@@ -62,8 +62,6 @@ enum class Broken { nothing, clocks, memory };
 struct Report {
     std::uint64_t seed = 0, trace = 0xcbf29ce484222325; ///< equal traces: equal histories
     std::uint64_t events = 0, grants = 0, faults = 0;
-    std::uint64_t restless =
-        0; ///< waits that poll(2) would end at once, again and again, since nobody reads what is there
     std::string violation{}; ///< empty: none
 };
 
