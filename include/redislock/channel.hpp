@@ -254,12 +254,16 @@ private:
             if (!sent.is_wait) answered(sent.errand, Answer{verdict, why});
     }
 
+    static bool gives_up(const Errand& errand) noexcept {
+        if constexpr (requires { errand.gives_up(); }) return errand.gives_up();
+        return true;
+    }
+
     /// Those that were not answered in time are released behind, whenever the server comes to it.
     void undo_acquires() {
         std::string releases = out_;
         for (const Sent& sent : under_way_)
-            if (!sent.is_wait && sent.errand.request().verb == Verb::acquire)
-                releases += release_by_body(sent.errand.request());
+            if (counts(sent) && gives_up(sent.errand)) releases += release_by_body(sent.errand.request());
         std::string_view rest = releases;
         connection_.write_some(rest);
     }

@@ -76,7 +76,7 @@ public:
     /// That the votes still to come can't change what they amount to.
     bool is_decided() const noexcept {
         const unsigned open = nodes_ - counted_;
-        if (yes_ >= majority_ || open == 0) return true;
+        if (is_won() || given_up_ || open == 0) return true;
         const unsigned gone = expired_ + stolen_;
         if (asked.request().verb == Verb::acquire) // lost, and known for what reason
             return yes_ + open < majority_ && (yes_ + busy_ >= majority_ || yes_ + busy_ + open < majority_);
@@ -85,7 +85,7 @@ public:
 
     /// What they amount to, once that is decided.
     Answer result() const {
-        if (yes_ >= majority_) return {.verdict = Verdict::yes, .fence = fence_};
+        if (is_won()) return {.verdict = Verdict::yes, .fence = fence_};
         if (asked.request().verb == Verb::acquire) {
             if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
         } else if (cannot_win(expired_ + stolen_)) {
@@ -98,6 +98,13 @@ public:
     /// Whether a majority has said the number that is the grant's.
     bool agrees_on_fence() const noexcept { return agreeing_ >= majority_; }
 
+    /// Before a vote is taken back that may have been given, or may be yet: the ballot can't be won any more. False: it has been
+    /// won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the lease.
+    bool give_up() noexcept {
+        if (!is_won()) given_up_ = true;
+        return given_up_;
+    }
+
     /// Whether the node did what it was asked for, or may do so yet.
     bool may_have(std::size_t node) const noexcept { return (may_have_ >> node & 1u) != 0; }
 
@@ -105,13 +112,15 @@ public:
     bool closed = false;
 
 private:
+    bool is_won() const noexcept { return yes_ >= majority_ && !given_up_; }
+
     /// With so many against it, there is no majority for it.
     bool cannot_win(unsigned against) const noexcept { return against > nodes_ - majority_; }
 
     const unsigned nodes_, majority_;
     unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
     unsigned may_have_ = ~0u;
-    bool sent_ = false;
+    bool sent_ = false, given_up_ = false;
     std::uint64_t fence_ = 0;
     std::optional<Millis> left_{};
     Failure why_busy_{}, trouble_{};
@@ -123,6 +132,9 @@ struct Vote {
     std::shared_ptr<Ballot<Asked>> ballot;
     std::size_t node;
     const Request& request() const noexcept { return ballot->asked.request(); }
+
+    /// Whether an acquire that is not answered in time may be undone: see Ballot.
+    bool gives_up() const noexcept { return ballot->give_up(); }
 };
 
 /// The way of renewals to all nodes.
