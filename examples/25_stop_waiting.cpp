@@ -12,7 +12,6 @@ int main() try {
     redislock::Redis redis{url ? url : "redis://127.0.0.1:6379"};
     const redislock::RedisLock busy{redis, "reports:weekly", 10s};
 
-    // [stop_waiting]
     std::jthread worker{[&](std::stop_token stop) {
         redislock::RedisLock lock{redis, "reports:weekly", 10s, std::defer_lock};
         if (!lock.lock(stop)) {
@@ -23,7 +22,6 @@ int main() try {
     }};
     std::this_thread::sleep_for(100ms);
     worker.request_stop(); // as its destructor would do
-    // [stop_waiting]
     return 0;
 } catch (const std::system_error& error) {
     std::cerr << error.what() << '\n';

@@ -11,7 +11,6 @@ int main() try {
     const char* url = std::getenv("REDIS_URL");
     redislock::Redis redis{url ? url : "redis://127.0.0.1:6379"};
 
-    // [two_locks]
     redislock::RedisLock alice{redis, "account:alice", 10s, std::defer_lock};
     redislock::RedisLock bob{redis, "account:bob", 10s, std::defer_lock};
     {
@@ -23,7 +22,6 @@ int main() try {
 
     std::unique_lock guard{alice, 250ms}; // waits for that long
     if (guard) std::cout << "Alice's account is ours for " << alice.remaining().count() << " ms.\n";
-    // [two_locks]
     return guard ? 0 : 1;
 } catch (const std::system_error& error) {
     std::cerr << error.what() << '\n';

@@ -12,7 +12,6 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// [gate]
 /// In front of what one process guards: lets nobody in who comes with a smaller number than somebody before him.
 class FenceGate {
 public:
@@ -29,9 +28,7 @@ private:
     std::mutex mutex_;
     std::uint64_t highest_ = 0;
 };
-// [gate]
 
-// [fenced_write]
 /// Sets KEYS[1], unless it was written with a higher number. In SQL the same is
 /// UPDATE stock SET count = :count, fence = :fence WHERE id = :id AND fence <= :fence, and 0 rows are a refusal.
 constexpr const char* set_if_not_older = R"lua(
@@ -47,7 +44,6 @@ bool write(redisContext* store, const char* value, std::uint64_t fence) {
                                                                           &::freeReplyObject};
     return owner && owner->type == REDIS_REPLY_INTEGER && owner->integer == 1;
 }
-// [fenced_write]
 
 int run(redislock::Redis& redis, redisContext* store) {
     int failed = 0;

@@ -3,11 +3,12 @@
 #include "fake_server.hpp"
 #include "troubles.hpp"
 
-#include <redislock/connection.hpp>
+#include <redislock/channel.hpp>
 
 #include <fcntl.h>
 #include <sys/resource.h>
 
+#include <array>
 #include <fstream>
 
 using namespace redislock;
@@ -372,4 +373,33 @@ TEST_CASE("no schedule of bytes is attributed to the wrong command, or breaks th
             REQUIRE(reply->text.size() <= bytes.size());
         CHECK_FALSE(connection.good());
     }
+}
+
+TEST_CASE("a channel that was hung up on opens again with the time that its next question has", "[redis][connection]") {
+    struct Errand {
+        std::string key;
+        Token token;
+        TimePoint deadline;
+        Request request() const noexcept { return {Verb::acquire, key, token, 1s, deadline}; }
+    };
+    test::RedisServer instance;
+    const auto address = Address::parse(instance.unix_uri());
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
+    const auto ask = [&](const std::string& key, Millis within) {
+        Answer answer{Verdict::unknown};
+        bool answered = false;
+        const TimePoint asked = detail::now();
+        channels[0].send({key, Token::from_bits(1, 1), later(asked, within)});
+        CHECK(channels[0].due() > asked);
+        while (!answered) {
+            channels[0].advance(detail::now(), [&](const Errand&, const Answer& a) { answer = a, answered = true; });
+            if (!answered) detail::Channel<Errand>::wait(later(asked, within), channels);
+        }
+        return answer;
+    };
+    CHECK(ask("first", 200ms).verdict == Verdict::yes);
+    instance.command({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
+    detail::wait(-1, 0, later(detail::now(), 250ms));
+    CHECK(ask("second", 2s).verdict == Verdict::yes);
 }

@@ -206,6 +206,18 @@ TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
             while (!detail::stopped({TimePoint::max(), lost.fd()})) std::this_thread::yield();
             CHECK_FALSE(lock.owns_lock());
         }
+        SECTION("and over a majority it is numbered also after its script was forgotten") {
+            Quorum quorum{redis};
+            const Options numbered{.ttl = 10s, .fenced = true, .min_replicas = 2};
+            std::uint64_t last = 0;
+            for (int i = 0; i < 3; ++i) {
+                RedisLock again{quorum, "another lock", numbered};
+                CHECK(again.fence() > last);
+                last = again.fence();
+                again.unlock();
+                primary.command({"SCRIPT", "FLUSH"});
+            }
+        }
         SECTION("one that too few have is undone, and the reason told") {
             lock.unlock();
             second.stop();

@@ -258,8 +258,9 @@ TEST_CASE("who asks for the signal of a lease that was found over before is told
     holding.lease.ask(Token::from_bits(1, 1), start, renewed.ttl);
     holding.lease.answered({Verdict::yes}, start);
     holding.keep(start);
-    CHECK(holding.step(start + 10s).act == detail::Holding::Step::Act::tell);
-    CHECK_FALSE(holding.listeners());
+    const detail::Holding::Step step = holding.step(start + 10s);
+    CHECK(step.act == detail::Holding::Step::Act::tell);
+    CHECK_FALSE(step.listeners);
     CHECK(holding.listen().second);
     CHECK_FALSE(holding.listen().second);
     CHECK(holding.over(start + 10s));
@@ -385,4 +386,33 @@ TEST_CASE("a renewer whose connection is closed between two renewals sleeps on, 
     CHECK(std::clock() - before < CLOCKS_PER_SEC / 20);
     redis.pause(later(redis.now(), 3s));
     CHECK(lock.owns_lock());
+}
+
+TEST_CASE("the loss of a lease is told to those who asked for it, though the lock has another lease by then",
+          "[renewal]") {
+    detail::Holding holding{"k", renewed};
+    const TimePoint start{1h};
+    const auto hold = [&](std::uint64_t token, TimePoint asked) {
+        holding.lease.ask(Token::from_bits(1, token), asked, renewed.ttl);
+        holding.lease.answered({Verdict::yes}, asked);
+        holding.keep(asked);
+    };
+    hold(1, start);
+    const std::stop_token first = holding.listen().first.get_token();
+    detail::Message message{std::make_shared<detail::Holding>("k", renewed), holding.step(start + 10s)};
+    holding.drop();
+    holding.lease = Lease{renewed};
+    hold(2, start + 11s);
+    const std::stop_token second = holding.listen().first.get_token();
+    message.tell();
+    CHECK(first.stop_requested());
+    CHECK_FALSE(second.stop_requested());
+}
+
+TEST_CASE("a renewal waits for replicas as long as the lock's own questions do", "[renewal]") {
+    Options options{.ttl = 300ms, .answer_timeout = 100ms, .min_replicas = 2};
+    const auto holding = std::make_shared<detail::Holding>("k", options);
+    const Request request = detail::Renewal{holding, {}, {}, {}}.request();
+    CHECK(request.recheck == options.recheck());
+    CHECK(request.replicas == 2);
 }

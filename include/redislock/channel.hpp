@@ -69,8 +69,8 @@ public:
         const bool in_full = !knows || !request.wants_answer;
         if (in_full || !append_prepared(request)) out_ += command_of(request, in_full);
         acquires_ += request.verb == Verb::acquire;
-        waits_for_ = std::max(waits_for_, errand.request().replicas);
-        due_ = std::min(due_, errand.request().deadline.at);
+        waits_for_ = std::max(waits_for_, request.replicas);
+        due_ = std::min(due_, request.deadline.at);
         under_way_.push_back({std::move(errand)});
     }
 
@@ -112,6 +112,7 @@ private:
         connection_.close();
         phase_ = Phase::closed;
         knows_ = {};
+        due_ = TimePoint::max();
     }
 
     template <class Which>
@@ -144,7 +145,7 @@ private:
     /// A release of it has been sent behind, so that it must not be sent once more.
     bool is_undone(const Request& request) const noexcept {
         return request.verb == Verb::acquire &&
-               owes([&](const Request& other) { return other.token == request.token; });
+               owes([&](const Request& r) { return r.token == request.token && r.verb == Verb::release; });
     }
 
     static unsigned counts(const Sent& sent) noexcept {
@@ -248,7 +249,6 @@ private:
         out_.clear();
         acquires_ = 0;
         waits_for_ = 0;
-        due_ = TimePoint::max();
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
         for (Sent& sent : std::exchange(under_way_, {}))
             if (!sent.is_wait) answered(sent.errand, Answer{verdict, why});

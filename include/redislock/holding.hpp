@@ -30,8 +30,9 @@ public:
         enum class Act { nothing, renew, tell };
         Act act;
         TimePoint next;
-        Token token{};            ///< to renew
-        Loss why = Loss::expired; ///< to tell
+        Token token{};                               ///< to renew
+        Loss why = Loss::expired;                    ///< to tell
+        std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
     };
 
     /// A lease that is held, and was asked for at `asked`, is shared from now on. Returns when to come first.
@@ -87,7 +88,7 @@ public:
         if (!kept_) return {Step::Act::nothing, TimePoint::max()};
         if (!lease.held(now) || now >= give_up_) {
             told_ = !lease.held(now);
-            return {Step::Act::tell, TimePoint::max(), {}, loss(now)};
+            return {Step::Act::tell, TimePoint::max(), {}, loss(now), lost_};
         }
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         asking_ = true;
@@ -131,12 +132,6 @@ public:
     bool over(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
         return !lease.held(now) || (kept_ && now >= give_up_);
-    }
-
-    /// Whom to tell of the loss, outside the mutex; nobody, if nobody has asked.
-    std::optional<std::stop_source> listeners() const {
-        const std::lock_guard guard{mutex};
-        return lost_;
     }
 
     /// For the observer: a renewal was confirmed, or the lease was lost. Outside the mutex, as all of them.

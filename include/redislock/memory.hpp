@@ -273,8 +273,7 @@ private:
                 if (renewed && renewed->slack) holding->tell_renewed({}, *renewed->slack);
                 if (renewed) keep_again(*holding, renewed->next);
             } else if (step.act == Act::tell) {
-                if (auto listeners = holding->listeners()) listeners->request_stop();
-                holding->tell_lost(step.why);
+                detail::Message{holding, step}.tell();
             }
             guard.lock();
         }

@@ -14,8 +14,9 @@ enum class Loss {
     max_hold,  ///< it was renewed for `Options::max_hold`; it can still be used until its end
 };
 
-/// A table of functions for an application's metrics, each of which may be left out; to be pointed to by
-/// Options::observer, and to outlive all locks that do. One that is not set costs a comparison. Nothing is allocated for
+/// A table of functions for an application's metrics, each of which may be left out; to be pointed to by Options::observer.
+/// It and its context must outlive the backend too, and any loss that is being told, for that may go on when the lock is gone, even
+/// after `released`: as a rule, make them static. One that is not set costs a comparison. Nothing is allocated for
 /// it, and no mutex of ours is held meanwhile. What a view refers to lives as long as the call.
 ///
 /// `acquired` and `released` are called by the lock's own thread, `lost` by one of those that run the callbacks of lost(),

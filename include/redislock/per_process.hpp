@@ -5,8 +5,19 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 
 namespace redislock::detail {
+
+/// What a mutex guards. A forked child can't know whether its parent's will ever be unlocked: if it is locked, all is left as it is.
+struct Guarded {
+    std::mutex mutex{};
+    bool abandon() noexcept {
+        if (!mutex.try_lock()) return false;
+        mutex.unlock();
+        return true;
+    }
+};
 
 /// A T, and in a forked child another one, made when it is first asked for. Thread-safe. T is default-constructible, and has
 /// `bool abandon() noexcept`: it is the parent's, in whatever state it was as we were forked; whether it can be destroyed in the child.

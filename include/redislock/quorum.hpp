@@ -1,6 +1,6 @@
 /// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo, redis.io/docs/latest/develop/use/patterns/
-/// distributed-locks), with all servers asked at once. It knows how votes are counted; how a server is asked is its channel's affair,
-/// and what a lease is worth the Lease judges, counting from the asking, as of a single server.
+/// distributed-locks), with all servers asked at once. It knows whom to ask over which connection; how
+/// a server is asked is its channel's affair, how votes are counted the ballot's, and what a lease is worth the Lease judges, counting from the asking, as of a single server.
 ///
 /// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
 /// or listens to lost(), before it acts, and a pause between that and the act is fenced; and a server that comes back without its memory
@@ -15,127 +15,12 @@
 /// grant is ago. So clocks alone, or memories alone, are enough.
 #pragma once
 
+#include "ballot.hpp"
 #include "redis.hpp"
 
 namespace redislock {
 
 namespace detail {
-
-/// A question that outlives the call in which it was asked, for answers to it may come later.
-class Question {
-public:
-    explicit Question(const Request& request) : key_{request.key}, token_{request.token}, request_{owned(request)} {}
-    Question(const Question&) = delete;
-    Question& operator=(const Question&) = delete;
-
-    const Request& request() const noexcept { return request_; }
-
-private:
-    Request owned(const Request& r) const noexcept {
-        return {r.verb,    key_,           token_,     r.ttl,    r.deadline,   r.patience,
-                r.recheck, r.wants_answer, r.replicas, r.fenced, r.fence_step, r.fence};
-    }
-
-    const std::string key_;
-    const Token token_;
-    const Request request_;
-};
-
-/// The votes on one question, of as many nodes as there are, and what they amount to. Asked: it has a `request()`.
-template <class Asked>
-class Ballot {
-public:
-    template <class... Arguments>
-    explicit Ballot(unsigned nodes, Arguments&&... question)
-        : asked{std::forward<Arguments>(question)...}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
-
-    const Asked asked;
-
-    void count(std::size_t node, const Answer& answer) {
-        ++counted_;
-        if (answer.verdict == Verdict::no) may_have_ &= ~(1u << node);
-        if (answer.verdict == Verdict::yes) {
-            ++yes_;
-            agreeing_ = answer.fence == fence_ ? agreeing_ + 1 : answer.fence > fence_ ? 1 : agreeing_;
-            fence_ = std::max(fence_, answer.fence);
-            return;
-        }
-        if (answer.is_busy()) {
-            if (busy_++ == 0 || answer.why.code != Errc::busy) why_busy_ = answer.why;
-            if (answer.holder_left) left_ = std::max(left_.value_or(Millis::zero()), *answer.holder_left);
-        } else if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) {
-            ++expired_;
-        } else if (answer.verdict == Verdict::no && answer.why.code == Errc::stolen) {
-            ++stolen_;
-        } else {
-            sent_ |= answer.verdict == Verdict::unknown;
-            if (!trouble_ || !Answer{Verdict::no, answer.why}.is_trouble()) trouble_ = answer.why;
-        }
-    }
-
-    /// That the votes still to come can't change what they amount to.
-    bool is_decided() const noexcept {
-        const unsigned open = nodes_ - counted_;
-        if (is_won() || given_up_ || open == 0) return true;
-        const unsigned gone = expired_ + stolen_;
-        if (asked.request().verb == Verb::acquire) // lost, and known for what reason
-            return yes_ + open < majority_ && (yes_ + busy_ >= majority_ || yes_ + busy_ + open < majority_);
-        return cannot_win(gone) || (yes_ + open < majority_ && !cannot_win(gone + open));
-    }
-
-    /// What they amount to, once that is decided.
-    Answer result() const {
-        if (is_won()) return {.verdict = Verdict::yes, .fence = fence_};
-        if (asked.request().verb == Verb::acquire) {
-            if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
-        } else if (cannot_win(expired_ + stolen_)) {
-            return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
-        }
-        return {sent_ || yes_ > 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
-                trouble_ ? trouble_ : Failure{Errc::timed_out, {}}};
-    }
-
-    /// Whether a majority has said the number that is the grant's.
-    bool agrees_on_fence() const noexcept { return agreeing_ >= majority_; }
-
-    /// Before a vote is taken back that may have been given, or may be yet: the ballot can't be won any more. False: it has been
-    /// won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the lease.
-    bool give_up() noexcept {
-        if (!is_won()) given_up_ = true;
-        return given_up_;
-    }
-
-    /// Whether the node did what it was asked for, or may do so yet.
-    bool may_have(std::size_t node) const noexcept { return (may_have_ >> node & 1u) != 0; }
-
-    /// Set by whoever has taken the result: the votes that come later make no difference.
-    bool closed = false;
-
-private:
-    bool is_won() const noexcept { return yes_ >= majority_ && !given_up_; }
-
-    /// With so many against it, there is no majority for it.
-    bool cannot_win(unsigned against) const noexcept { return against > nodes_ - majority_; }
-
-    const unsigned nodes_, majority_;
-    unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
-    unsigned may_have_ = ~0u;
-    bool sent_ = false, given_up_ = false;
-    std::uint64_t fence_ = 0;
-    std::optional<Millis> left_{};
-    Failure why_busy_{}, trouble_{};
-};
-
-/// One node's part in a ballot.
-template <class Asked>
-struct Vote {
-    std::shared_ptr<Ballot<Asked>> ballot;
-    std::size_t node;
-    const Request& request() const noexcept { return ballot->asked.request(); }
-
-    /// Whether an acquire that is not answered in time may be undone: see Ballot.
-    bool gives_up() const noexcept { return ballot->give_up(); }
-};
 
 /// The way of renewals to all nodes.
 template <class Node>
@@ -189,8 +74,8 @@ private:
 } // namespace detail
 
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
-/// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no vote, and is asked again ever
-/// more seldom, up to every second.
+/// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
+/// vote, and is asked again ever more seldom, up to every second.
 template <class Node>
 class Quorum {
 public:
@@ -221,7 +106,7 @@ public:
     Answer ask(const Request& request) {
         std::unique_ptr<Party> party = take(request.token);
         Request question = request;
-        question.deadline = request.first_answer(now()); // nobody stands in line
+        question.deadline = request.first_answer(now()); // else patience would be waited for
         question.fence_step = std::chrono::seconds{1};
         const std::shared_ptr<Ballot> ballot = party->vote(*this, question);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
@@ -373,14 +258,8 @@ private:
         return nodes_.size() - static_cast<std::size_t>(resting) > nodes_.size() / 2;
     }
 
-    struct Pool {
-        std::mutex mutex{};
+    struct Pool : detail::Guarded {
         std::vector<std::unique_ptr<Party>> idle{};
-        bool abandon() noexcept {
-            if (!mutex.try_lock()) return false;
-            mutex.unlock();
-            return true;
-        }
     };
 
     /// The party that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else

@@ -140,16 +140,10 @@ private:
         return options;
     }
 
-    /// The idle connections of one process. A forked child can't know whether its parent's mutex will ever be unlocked.
-    struct Pool {
-        std::mutex mutex{};
+    /// The idle connections of one process.
+    struct Pool : detail::Guarded {
         std::vector<std::unique_ptr<detail::Session>> idle{};
         std::vector<std::pair<detail::Socket, TimePoint>> lingering{};
-        bool abandon() noexcept {
-            if (!mutex.try_lock()) return false;
-            mutex.unlock();
-            return true;
-        }
     };
 
     /// The one used last, for its caches are warm; null if there is none that is fit.

@@ -19,8 +19,20 @@ struct Renewal {
 
     Request request() const noexcept {
         Request request{Verb::extend, holding->key, token, holding->options.ttl, deadline};
+        request.recheck = holding->options.recheck();
         request.replicas = holding->options.min_replicas;
         return request;
+    }
+};
+
+/// A loss, to be told outside all mutexes: first to those who wait for the signal of that lease.
+struct Message {
+    std::shared_ptr<Holding> holding{};
+    Holding::Step step{};
+
+    void tell() {
+        if (step.listeners) step.listeners->request_stop();
+        holding->tell_lost(step.why);
     }
 };
 
@@ -29,11 +41,6 @@ struct Renewal {
 template <class Engine>
 class Heralds {
 public:
-    struct Message {
-        std::shared_ptr<Holding> holding{};
-        Loss why = Loss::expired;
-    };
-
     void tell(Message message, TimePoint now) {
         {
             const std::lock_guard guard{shared_->mutex};
@@ -75,8 +82,7 @@ private:
                 message = std::move(shared.untold.front());
                 shared.untold.pop_front();
             }
-            if (auto listeners = message.holding->listeners()) listeners->request_stop();
-            message.holding->tell_lost(message.why);
+            message.tell();
         }
     }
 
@@ -193,7 +199,7 @@ private:
             if (step.act == Holding::Step::Act::renew)
                 to_send_.push_back(
                     {current->second, step.token, now, std::min(step.next, now + holding.options.answers_within())});
-            if (step.act == Holding::Step::Act::tell) to_tell_.push_back({current->second, step.why});
+            if (step.act == Holding::Step::Act::tell) to_tell_.push_back({current->second, step});
             moved.emplace_back(agenda_.extract(current), step.next);
         }
         for (auto& [entry, next] : moved) reschedule(std::move(entry), next);
@@ -211,7 +217,7 @@ private:
     std::mutex mutex_;
     Agenda agenda_;
     std::vector<Renewal> to_send_;
-    std::vector<typename Heralds<Engine>::Message> to_tell_;
+    std::vector<Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
     typename Engine::Thread thread_;

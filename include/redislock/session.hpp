@@ -68,7 +68,7 @@ public:
         if (left == nullptr) return unanswered();
         if (answer.verdict != Verdict::yes) return answer;
         if (left->is_error()) return {Verdict::no, {meaning(left->text), left->text}};
-        if (left->type != REDIS_REPLY_INTEGER) return settled({Verdict::unknown, {Errc::protocol_error, {}}});
+        if (left->type != REDIS_REPLY_INTEGER) return not_understood();
         if (left->integer == -2 || (!is_string && !is_other)) return {Verdict::no, {Errc::expired, {}}};
         if (left->integer >= 0) holder.remaining = Millis{left->integer};
         return answer;
@@ -175,8 +175,7 @@ private:
     Answer announced(const Request& request, const Reply& reply) {
         if (reply.is_error()) return settled(meaning_of(request, reply));
         if (reply.type == REDIS_REPLY_STATUS) return {Verdict::no, {Errc::wrong_type, "the key holds a " + reply.text}};
-        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2)
-            return settled({Verdict::unknown, {Errc::protocol_error, {}}});
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2) return not_understood();
         return busy_for(reply.integer);
     }
 
@@ -190,7 +189,11 @@ private:
     Answer answered(const Request& request, std::string_view last_words) {
         const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return unanswered();
-        Answer answer = settled(meaning_of(request, *reply));
+        return interpreted(request, *reply, last_words);
+    }
+
+    Answer interpreted(const Request& request, const Reply& reply, std::string_view last_words) {
+        Answer answer = settled(meaning_of(request, reply));
         return request.replicas > 0 && good() ? replicated(request, std::move(answer), last_words) : answer;
     }
 
@@ -215,13 +218,9 @@ private:
         if (!send(request, by_sha)) return not_sent();
         const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return unanswered();
-        if (is_noscript(*reply)) {
-            if (request.replicas > 0 && connection_.read(request.deadline) == nullptr) return unanswered();
-            if (!send(request, by_body(request))) return not_sent();
-            return answered(request, last_words);
-        }
-        Answer answer = settled(meaning_of(request, *reply));
-        return request.replicas > 0 && good() ? replicated(request, std::move(answer), last_words) : answer;
+        if (!is_noscript(*reply)) return interpreted(request, *reply, last_words);
+        if (request.replicas > 0 && connection_.read(request.deadline) == nullptr) return unanswered();
+        return send(request, by_body(request)) ? answered(request, last_words) : not_sent();
     }
 
     /// By the script's body, since nobody would be there to send it after a NOSCRIPT.
@@ -243,6 +242,8 @@ private:
         if (connection_.failure().code == Errc::disconnected && refused) return {meaning(said), said};
         return connection_.failure();
     }
+
+    Answer not_understood() { return settled({Verdict::unknown, {Errc::protocol_error, {}}}); }
 
     Answer settled(Answer answer) {
         if (ends_connection(answer)) connection_.close();

@@ -222,7 +222,7 @@ struct Options {
     /// grant that too few have in time is undone, and is Errc::no_replicas when the answer time-out is over.
     unsigned min_replicas = 0;
 
-    /// Whom to tell what becomes of the lock; see observer.hpp. It must outlive the lock.
+    /// Whom to tell what becomes of the lock; static, as a rule: see observer.hpp.
     const Observer* observer = nullptr;
 
     /// What can be relied upon of a lease of `ttl`.

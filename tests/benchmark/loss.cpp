@@ -1,6 +1,7 @@
 /// The signal of loss against the server's own expiry: when lost() is requested, under faults of all kinds, and when the key
 /// goes in the server, which is when somebody else could get it.
 #include "../support/proxy.hpp"
+#include "figures.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -101,12 +102,6 @@ struct Numbers {
     std::vector<double> values{}; ///< leads or delays
     std::vector<double> plain_leads{};
 };
-
-double median(std::vector<double> values) {
-    if (values.empty()) return 0;
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
 
 class Benchmark {
 public:

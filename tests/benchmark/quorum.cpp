@@ -2,6 +2,7 @@
 /// written to and then polled until three have answered, and one server after another; then with one and with two servers
 /// that are stopped. All take turns within one run, so that a noisy machine is noisy for all of them.
 #include "../support/redis_server.hpp"
+#include "figures.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -123,17 +124,6 @@ struct Contender {
         longest.push_back(times.back());
     }
 };
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
-
-double ratio(const std::vector<double>& values, const std::vector<double>& floor) {
-    std::vector<double> ratios;
-    for (std::size_t i = 0; i < values.size(); ++i) ratios.push_back(values[i] / floor[i]);
-    return median(ratios);
-}
 
 } // namespace
 

@@ -1,6 +1,7 @@
 /// What renewal costs: many leases renewed on one server, against a loop on blocking hiredis that pipelines the same commands
 /// at the same times; memory per lock; and a cycle with renewal against one without.
 #include "../support/redis_server.hpp"
+#include "figures.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -30,11 +31,6 @@ double seconds(clockid_t clock) {
 void sleep_until(double moment) {
     const double left = moment - seconds(CLOCK_MONOTONIC);
     if (left > 0) std::this_thread::sleep_for(std::chrono::duration<double>{left});
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
 }
 
 long resident_bytes() {

@@ -1,6 +1,7 @@
 /// What a lock-unlock cycle costs when nobody contends: RedisLock against the same two commands written by hand on blocking
 /// hiredis, the contenders taking turns within one run, so that a noisy machine is noisy for all of them.
 #include "../support/redis_server.hpp"
+#include "figures.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -117,18 +118,6 @@ struct Contender {
         p99.push_back(times[times.size() * 99 / 100]);
     }
 };
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
-
-/// The median of the ratios within each repeat.
-double ratio(const std::vector<double>& values, const std::vector<double>& floor) {
-    std::vector<double> ratios;
-    for (std::size_t i = 0; i < values.size(); ++i) ratios.push_back(values[i] / floor[i]);
-    return median(ratios);
-}
 
 void measure(const char* transport, const std::string& uri, redisContext* context, int repeats, int cycles) {
     ByHand by_hand{context};
