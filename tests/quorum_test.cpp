@@ -179,10 +179,10 @@ TEST_CASE("an acquire whose script was forgotten is not sent again behind its un
     Quorum<Redis> quorum = three.quorum();
     three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
     RedisLock lock{quorum, "k", plain, std::defer_lock};
-    CHECK_FALSE(lock.try_lock_for(50ms)); // now the connections take it that the script is known
+    CHECK_FALSE(lock.try_lock_for(300ms)); // now the connections take it that the script is known
     three.servers[2].command({"SCRIPT", "FLUSH"});
     three.servers[2].stop();
-    CHECK_FALSE(lock.try_lock_for(50ms));
+    CHECK_FALSE(lock.try_lock_for(300ms));
     three.servers[2].go_on();
     for (const TimePoint end = quorum.now() + 200ms; quorum.now() < end;) CHECK_FALSE(lock.try_lock());
     three.everywhere({"DEL", "k"}, 2);

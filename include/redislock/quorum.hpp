@@ -209,6 +209,7 @@ private:
                 Link::wait(request.deadline, links);
                 advance(quorum);
             }
+            if (!ballot->is_decided()) advance(quorum); // we may have been paused meanwhile, and the answers are here
             return ballot;
         }
 
