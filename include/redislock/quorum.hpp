@@ -166,12 +166,13 @@ private:
 
     /// When a node that did not answer is asked again. Of all threads; a vote more or less makes no difference.
     struct Health {
+        static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
         std::atomic<TimePoint::rep> rests_until{0}, pause{0};
 
-        bool rests(TimePoint now) const noexcept { return now.time_since_epoch().count() < rests_until.load(); }
+        TimePoint until() const noexcept { return TimePoint{TimePoint::duration{rests_until.load()}}; }
+        bool rests(TimePoint now) const noexcept { return now < until(); }
         void failed(TimePoint now) noexcept {
             if (rests(now)) return;
-            constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
             const TimePoint::duration next{std::clamp(2 * pause.load(), least.count(), longest.count())};
             pause = next.count();
             rests_until = (now + next).time_since_epoch().count();
@@ -187,26 +188,28 @@ private:
             for (Node* node : nodes) links.emplace_back(*node);
         }
 
-        /// Puts the question to all who are not at rest, and counts their answers until the rest can't change the result, or
-        /// the time is up.
+        /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or
+        /// the time is up. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent.
         std::shared_ptr<Ballot> vote(Quorum& quorum, const Request& request) {
             auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), request);
             const TimePoint now = quorum.now();
             const bool spares = quorum.can_spare_who_rests(now);
+            Deadline end = request.deadline;
             for (std::size_t n = 0; n < links.size(); ++n) {
                 const bool rests = spares && quorum.health_[n].rests(now);
-                if (rests && (request.verb == Verb::acquire || links[n].is_closed()))
+                if (rests && (request.verb == Verb::acquire || links[n].is_closed())) {
+                    end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
                     ballot->count(n,
                                   {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
-                else
+                } else {
                     links[n].send({ballot, n});
+                }
             }
             advance(quorum);
             if (!request.wants_answer) return ballot;
             const auto decided = [&] { return advance(quorum), ballot->is_decided(); };
-            while (!ballot->is_decided() && !glance(decided) && quorum.now() < request.deadline.at &&
-                   !detail::stopped(request.deadline)) {
-                Link::wait(request.deadline, links);
+            while (!ballot->is_decided() && !glance(decided) && quorum.now() < end.at && !detail::stopped(end)) {
+                Link::wait(end, links);
                 advance(quorum);
             }
             if (!ballot->is_decided()) advance(quorum); // we may have been paused meanwhile, and the answers are here
