@@ -104,6 +104,17 @@ TEST_CASE("held: the clock alone makes it lapse, and no one has to say so", "[le
     CHECK(lease.remaining(end) == 0ms);
 }
 
+TEST_CASE("held: cut short it lapses at once, and cutting never prolongs it", "[lease]") {
+    Lease lease = held();
+    lease.cut_short(end + 1h);
+    CHECK(lease.held(end - moment));
+    lease.cut_short(start + 1s);
+    CHECK(lease.held(start + 1s - moment));
+    CHECK(lease.state(start + 1s) == State::lapsed);
+    CHECK(lease.unsettled(start + 1s));
+    CHECK(lease.extended(yes, start, 10s, start + 1s) == Outcome::expired);
+}
+
 TEST_CASE("held: extended before the end moves the end, counted from the asking", "[lease]") {
     Lease lease = held();
     CHECK(lease.extended(yes, start + 1s, ttl, start + 2s) == Outcome::confirmed);

@@ -45,6 +45,7 @@ public:
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
+        if (pausing_) return TimePoint{};
         return opening() ? std::min(due_, open_by_) : due_;
     }
 
@@ -110,6 +111,7 @@ private:
 
     void hang_up() noexcept {
         connection_.close();
+        pausing_ = false;
         phase_ = Phase::closed;
         knows_ = {};
         due_ = TimePoint::max();
@@ -201,10 +203,13 @@ private:
         return true;
     }
 
+    /// As many answers as others can wait for meanwhile.
     template <class Answered>
     void receive(TimePoint now, Answered& answered) {
+        constexpr int most = 1024;
         bool again = false;
-        while (!under_way_.empty()) {
+        pausing_ = false;
+        for (int received = 0; !under_way_.empty() && !pausing_; pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
             Sent sent = std::move(under_way_.front());
@@ -219,9 +224,10 @@ private:
                 under_way_.push_back(std::move(sent));
                 again = true;
             } else {
-                Answer answer = meaning_of(sent.errand.request(), *reply);
+                const Request& request = sent.errand.request();
+                Answer answer = meaning_of(request, *reply);
                 if (ends_connection(answer)) connection_.refuse(answer.why);
-                if (answer.verdict == Verdict::yes && sent.errand.request().replicas > 0)
+                if (answer.verdict == Verdict::yes && request.replicas > 0)
                     durable_.emplace_back(std::move(sent.errand), std::move(answer));
                 else
                     answered(sent.errand, answer);
@@ -273,6 +279,7 @@ private:
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
     TimePoint open_by_{};
+    bool pausing_ = false;             ///< more may have been received than was read
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     std::string hello_, out_;
     std::array<bool, 3> knows_{}; ///< which scripts, by their verbs

@@ -7,25 +7,33 @@
 
 #include <netinet/tcp.h>
 
+#include <charconv>
 #include <initializer_list>
 #include <memory>
 #include <vector>
 
 namespace redislock::detail {
 
-/// A command as hiredis formats it: binary-safe, every argument with its length.
+/// A command as the protocol has it: binary-safe, every argument with its length.
 inline std::string formatted(std::initializer_list<std::string_view> arguments) {
-    std::vector<const char*> texts;
-    std::vector<std::size_t> sizes;
+    constexpr std::size_t longest_number = 24; // with what is around it
+    std::size_t size = longest_number;
+    for (const std::string_view argument : arguments) size += longest_number + argument.size();
+    std::string command;
+    command.reserve(size);
+    const auto append = [&](char kind, std::size_t number) {
+        char digits[longest_number];
+        command += kind;
+        command.append(digits, std::to_chars(digits, std::end(digits), number).ptr);
+        command += "\r\n";
+    };
+    append('*', arguments.size());
     for (const std::string_view argument : arguments) {
-        texts.push_back(argument.data());
-        sizes.push_back(argument.size());
+        append('$', argument.size());
+        command += argument;
+        command += "\r\n";
     }
-    char* bytes = nullptr;
-    const auto size = ::redisFormatCommandArgv(&bytes, static_cast<int>(texts.size()), texts.data(), sizes.data());
-    if (size < 0) throw std::bad_alloc{};
-    const std::unique_ptr<char, decltype(&::redisFreeCommand)> owner{bytes, &::redisFreeCommand};
-    return {bytes, static_cast<std::size_t>(size)};
+    return command;
 }
 
 /// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is

@@ -31,6 +31,7 @@ public:
         Act act;
         TimePoint next;
         Token token{};                               ///< to renew
+        TimePoint deadline{};                        ///< of that renewal's answer
         Loss why = Loss::expired;                    ///< to tell
         std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
     };
@@ -86,13 +87,15 @@ public:
     Step step(TimePoint now) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_) return {Step::Act::nothing, TimePoint::max()};
+        if (now >= last_call()) lease.cut_short(now);
         if (!lease.held(now) || now >= give_up_) {
             told_ = !lease.held(now);
-            return {Step::Act::tell, TimePoint::max(), {}, loss(now), lost_};
+            return {Step::Act::tell, TimePoint::max(), {}, {}, loss(now), lost_};
         }
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         asking_ = true;
-        return {Step::Act::renew, next(), lease.token()};
+        const TimePoint deadline = std::min(next(), now + options.answers_within());
+        return {Step::Act::renew, std::min(next(), now + options.ttl / 3), lease.token(), deadline};
     }
 
     /// What became of a renewal.
@@ -152,8 +155,14 @@ private:
         return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
     }
 
+    /// When a lease that was not extended is given up: so long before its end that a thread which has to wait for a processor
+    /// still hears of it in time.
+    TimePoint last_call() const noexcept {
+        return lease.end() - std::min<TimePoint::duration>(options.ttl / 64, Millis{4});
+    }
+
     TimePoint next() const noexcept {
-        const TimePoint end = std::min(lease.end(), give_up_);
+        const TimePoint end = std::min(last_call(), give_up_);
         return asking_ ? end : std::min(end, renew_at_);
     }
 

@@ -20,7 +20,7 @@ namespace redislock {
 /// | asking    | granted, at the end or later                 | doubtful |            |
 /// | asking    | no                                           | idle     |            |
 /// | asking    | unknown                                      | doubtful |            |
-/// | held      | the clock reaches the end                    | lapsed   |            |
+/// | held      | the clock reaches the end, or it's cut short | lapsed   |            |
 /// | held      | extended, before the end                     | held     | confirmed  |
 /// | held      | extended, at the end or later                | lapsed   | expired    |
 /// | held      | extension: the key is gone, or another's     | lost     | the reason |
@@ -57,6 +57,9 @@ public:
     Millis remaining(TimePoint now) const noexcept {
         return held(now) ? std::chrono::floor<Millis>(end_ - now) : Millis::zero();
     }
+
+    /// It ends now, if it hasn't yet: sooner than it had to.
+    void cut_short(TimePoint now) noexcept { end_ = std::min(end_, now); }
 
     /// Why a lease was lost, the last time that one was: expired or stolen.
     Outcome loss() const noexcept { return loss_; }

@@ -268,7 +268,7 @@ private:
             const TimePoint moment = simulated_;
             guard.unlock(); // observers and callbacks may do what they like
             if (step.act == Act::renew) {
-                const detail::Renewal renewal{holding, step.token, moment, step.next};
+                const detail::Renewal renewal{holding, step.token, moment, step.deadline};
                 const auto renewed = holding->answered(step.token, this->renewed(renewal.request()), moment, moment);
                 if (renewed && renewed->slack) holding->tell_renewed({}, *renewed->slack);
                 if (renewed) keep_again(*holding, renewed->next);

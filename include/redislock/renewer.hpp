@@ -36,25 +36,39 @@ struct Message {
     }
 };
 
-/// Tell losses, in threads that callbacks may block for as long as they like. Losses are rare: a thread is started when
-/// there is something to tell, and one more for each that has not been told within 2 ms; they end when nothing is left.
+/// Tell losses, in threads that callbacks may block for as long as they like. One stands by from the first lease on, since a
+/// thread that is only then started would be late. Where something has not been told for 2 ms there are twice as many, up to 64.
 template <class Engine>
 class Heralds {
 public:
-    void tell(Message message, TimePoint now) {
-        {
-            const std::lock_guard guard{shared_->mutex};
-            if (shared_->untold.empty()) relieve_at_ = now + Millis{2};
-            shared_->untold.push_back(std::move(message));
-            if (shared_->threads > 0) return;
-        }
-        add();
+    Heralds() = default;
+    Heralds(const Heralds&) = delete;
+    Heralds& operator=(const Heralds&) = delete;
+
+    /// They tell what is left, and nobody waits for that.
+    ~Heralds() {
+        const std::lock_guard guard{shared_->mutex};
+        shared_->over = true;
+        shared_->news.notify_all();
     }
 
-    void relieve(TimePoint now) {
-        if (now < due()) return;
-        relieve_at_ = now + Millis{2};
-        for (std::size_t left = untold(); left > 0; --left) add();
+    /// One more, that ends when it is not needed. Throws std::system_error if there is no thread to be had.
+    void add() {
+        change_count(+1);
+        try {
+            engine_.detach([shared = shared_] { run(*shared); });
+        } catch (...) {
+            change_count(-1);
+            throw;
+        }
+    }
+
+    /// Takes the message, unless it throws.
+    void tell(Message& message, TimePoint now) {
+        const std::lock_guard guard{shared_->mutex};
+        if (shared_->untold.empty()) relieve_at_ = later(now, Millis{2});
+        shared_->untold.push_back(std::move(message));
+        shared_->news.notify_one();
     }
 
     /// When somebody else is to take on what is held up by a callback.
@@ -63,44 +77,47 @@ public:
         return shared_->untold.empty() ? TimePoint::max() : relieve_at_;
     }
 
+    void relieve(TimePoint now) {
+        constexpr int most = 64;
+        if (now < due()) return;
+        relieve_at_ = later(now, Millis{2});
+        const int count = change_count(0);
+        for (int more = std::min(count, most - count); more > 0; --more) add();
+    }
+
 private:
     struct Shared {
         std::mutex mutex{};
+        typename Engine::Condition news{};
         std::deque<Message> untold{};
-        int threads = 0;
+        int count = 0, idle = 0;
+        bool over = false;
     };
 
     static void run(Shared& shared) {
+        std::unique_lock guard{shared.mutex};
         for (;;) {
-            Message message;
-            {
-                const std::lock_guard guard{shared.mutex};
-                if (shared.untold.empty()) {
-                    --shared.threads;
-                    return;
-                }
-                message = std::move(shared.untold.front());
+            if (!shared.untold.empty()) {
+                Message message = std::move(shared.untold.front());
                 shared.untold.pop_front();
+                guard.unlock();
+                message.tell();
+                message = {};
+                guard.lock();
+            } else if (shared.over || shared.idle > 0) {
+                --shared.count;
+                return;
+            } else {
+                ++shared.idle;
+                shared.news.wait(guard);
+                --shared.idle;
             }
-            message.tell();
         }
     }
 
-    void add() {
-        {
-            const std::lock_guard guard{shared_->mutex};
-            ++shared_->threads;
-        }
-        try {
-            engine_.detach([shared = shared_] { run(*shared); });
-        } catch (...) { // no thread is to be had: then in this one
-            run(*shared_);
-        }
-    }
-
-    std::size_t untold() const {
+    int change_count(int by) {
         const std::lock_guard guard{shared_->mutex};
-        return shared_->untold.size();
+        return shared_->count += by;
     }
 
     std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
@@ -131,7 +148,10 @@ public:
 
     void keep(std::shared_ptr<Holding> holding, TimePoint first) {
         const std::lock_guard guard{mutex_};
-        if (!thread_.joinable()) thread_.start([this] { run(); });
+        if (!thread_.joinable()) {
+            heralds_.add();
+            thread_.start([this] { run(); });
+        }
         Holding* const address = holding.get();
         agenda_.erase({address->due, address});
         agenda_.insert_or_assign({address->due = first, address}, std::move(holding));
@@ -156,14 +176,13 @@ private:
                     if (over_) return;
                     take_steps(Engine::now());
                 }
-                for (auto& message : to_tell_) heralds_.tell(std::move(message), Engine::now());
-                to_tell_.clear();
-                for (Renewal& renewal : to_send_) port_.send(std::move(renewal));
-                to_send_.clear();
+                for (; !to_tell_.empty(); to_tell_.pop_front()) heralds_.tell(to_tell_.front(), Engine::now());
+                for (Renewal& renewal : std::exchange(to_send_, {})) port_.send(std::move(renewal));
                 port_.advance(Engine::now(),
                               [this](const Renewal& renewal, const Answer& answer) { answered(renewal, answer); });
                 heralds_.relieve(Engine::now());
-            } catch (const std::bad_alloc&) { // a renewal may be lost by that; when its lease ends, that is told
+            } catch (const std::
+                         exception&) { // no memory, or no thread: what is missed by that is made up for when it is due
             }
             {
                 const std::lock_guard guard{mutex_};
@@ -181,34 +200,38 @@ private:
         {
             const std::lock_guard guard{mutex_}; // first, for no other lease of the holding is to come in between
             renewed = renewal.holding->answered(renewal.token, answer, renewal.asked, now);
-            if (renewed) reschedule(agenda_.extract({renewal.holding->due, renewal.holding.get()}), renewed->next);
+            const TimePoint due = renewal.holding->due;
+            if (renewed && renewed->next < due) reschedule(agenda_.find({due, renewal.holding.get()}), renewed->next);
         }
         if (renewed && renewed->slack) renewal.holding->tell_renewed(now - renewal.asked, *renewed->slack);
     }
 
-    /// Of all whose time has come, and of those behind them whose time is near, so that they travel together.
+    /// Of those whose time has come, and of those behind them whose time is near, so that they travel together: as many as
+    /// the others' answers and losses can wait for.
     void take_steps(TimePoint now) {
         if (agenda_.empty() || agenda_.begin()->first.first > now) return;
+        constexpr int most = 1024;
         const TimePoint reach = now + agenda_.begin()->second->slack();
-        std::vector<std::pair<typename Agenda::node_type, TimePoint>> moved;
-        for (auto entry = agenda_.begin(); entry != agenda_.end() && entry->first.first <= reach;) {
+        auto entry = agenda_.begin();
+        for (int taken = 0; taken < most && entry != agenda_.end() && entry->first.first <= reach;) {
             const auto current = entry++;
             Holding& holding = *current->second;
             const Holding::Step step = holding.step(now);
             if (step.act == Holding::Step::Act::nothing && step.next == current->first.first) continue;
+            ++taken;
             if (step.act == Holding::Step::Act::renew)
-                to_send_.push_back(
-                    {current->second, step.token, now, std::min(step.next, now + holding.options.answers_within())});
+                to_send_.push_back({current->second, step.token, now, step.deadline});
             if (step.act == Holding::Step::Act::tell) to_tell_.push_back({current->second, step});
-            moved.emplace_back(agenda_.extract(current), step.next);
+            reschedule(current, step.next);
         }
-        for (auto& [entry, next] : moved) reschedule(std::move(entry), next);
     }
 
-    void reschedule(typename Agenda::node_type entry, TimePoint next) {
-        if (!entry || next == TimePoint::max()) return;
-        entry.key() = {entry.mapped()->due = next, entry.mapped().get()};
-        agenda_.insert(std::move(entry));
+    void reschedule(typename Agenda::iterator entry, TimePoint next) {
+        if (entry == agenda_.end()) return;
+        auto node = agenda_.extract(entry);
+        if (next == TimePoint::max()) return;
+        node.key() = {node.mapped()->due = next, node.mapped().get()};
+        agenda_.insert(agenda_.end(), std::move(node)); // where it belongs as a rule
     }
 
     Port port_;
@@ -217,7 +240,7 @@ private:
     std::mutex mutex_;
     Agenda agenda_;
     std::vector<Renewal> to_send_;
-    std::vector<Message> to_tell_;
+    std::deque<Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
     typename Engine::Thread thread_;

@@ -16,6 +16,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <condition_variable>
 #include <memory>
 #include <span>
 #include <stop_token>
@@ -139,6 +140,7 @@ class System {
 public:
     using Alarm = detail::Alarm;
     using Glance = detail::Glance;
+    using Condition = std::condition_variable;
 
     static TimePoint now() noexcept { return detail::now(); }
 

@@ -195,6 +195,15 @@ struct SimNode {
         private:
             Task* task_ = nullptr;
         };
+        class Condition {
+        public:
+            void wait(std::unique_lock<std::mutex>& guard);
+            void notify_one() noexcept;
+            void notify_all() noexcept { notify_one(); } // nobody waits for one beside another
+
+        private:
+            Task* waiter_ = nullptr;
+        };
         static TimePoint now() noexcept;
         void detach(std::function<void()> work) const { Thread{}.start(std::move(work)); }
     };
@@ -358,6 +367,15 @@ inline void SimNode::Engine::Thread::join() {
     while (!task_->fiber.done()) world->sleep(never);
     task_ = nullptr;
 }
+
+inline void SimNode::Engine::Condition::wait(std::unique_lock<std::mutex>& guard) {
+    waiter_ = world->running();
+    guard.unlock();
+    world->sleep(never);
+    guard.lock();
+    waiter_ = nullptr;
+}
+inline void SimNode::Engine::Condition::notify_one() noexcept { world->wake(waiter_); }
 
 /// As detail::Channel, over a Wire: in the same states it gives the same answers.
 template <class Errand>
