@@ -126,6 +126,21 @@ TEST_CASE("a minority of frozen servers is not waited for, and finds all release
     CHECK(five.are_free_within(5s));
 }
 
+TEST_CASE("a server that was frozen, and has not been asked since, is told of a release all the same",
+          "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    RedisLock lock{quorum, "k", plain};
+    REQUIRE(three.keys() == 3);
+    three.servers[2].stop();
+    const Options hasty{.ttl = 10s, .renew = false, .answer_timeout = 20ms};
+    for (const TimePoint end = quorum.now() + 1500ms; quorum.now() < end;)
+        const RedisLock other{quorum, "other", hasty};
+    three.servers[2].go_on();
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(three.are_free_within(5s));
+}
+
 TEST_CASE("a grant by a minority is undone behind the question, also where the answer was too late",
           "[redis][quorum]") {
     Servers five{5};

@@ -197,7 +197,7 @@ private:
             Deadline end = request.deadline;
             for (std::size_t n = 0; n < links.size(); ++n) {
                 const bool rests = spares && quorum.health_[n].rests(now);
-                if (rests && (request.verb == Verb::acquire || links[n].is_closed())) {
+                if (rests && request.verb == Verb::acquire) {
                     end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
                     ballot->count(n,
                                   {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
