@@ -107,6 +107,7 @@ public:
         std::unique_ptr<Party> party = take(request.token);
         Request question = request;
         question.deadline = request.first_answer(now()); // else patience would be waited for
+        if (!request.wants_answer) question.deadline = in_its_own_time();
         question.fence_step = std::chrono::seconds{1};
         const std::shared_ptr<Ballot> ballot = party->vote(*this, question);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
@@ -222,7 +223,7 @@ private:
             release.verb = Verb::release;
             release.replicas = 0;
             release.wants_answer = false;
-            release.deadline = later(quorum.now(), Millis{1'000});
+            release.deadline = quorum.in_its_own_time();
             const auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), release);
             for (std::size_t n = 0; n < links.size(); ++n)
                 if (acquire.may_have(n)) links[n].send({ballot, n});
@@ -255,6 +256,9 @@ private:
         std::deque<Link> links;
         typename Node::Engine::Glance glance{};
     };
+
+    /// For what nobody waits for: a connection may have to be made for it.
+    Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
     bool can_spare_who_rests(TimePoint now) const noexcept {
         const auto resting =

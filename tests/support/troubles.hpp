@@ -64,7 +64,10 @@ private:
 template <class Action>
 redislock::Failure failure(Action action) {
     try {
-        static_cast<void>(action());
+        if constexpr (std::is_void_v<decltype(action())>)
+            action();
+        else
+            static_cast<void>(action());
     } catch (const std::system_error& error) {
         return {error.code(), error.what()};
     }

@@ -1,0 +1,293 @@
+// A connection that breaks, stalls, lies or dribbles at each byte of each question and answer: whatever is reported is true, or
+// unknown; nobody waits beyond his time, or for himself; and the next one gets the lock.
+#include "catch.hpp"
+#include "proxy.hpp"
+#include "troubles.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+using test::Proxy;
+using Strike = Proxy::Fault;
+using Kind = Strike::Kind;
+using Way = Proxy::Way;
+
+namespace {
+
+// The sanitizers' turn is the library's memory, not each byte: they are ten times as slow.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t stride = 11;
+#else
+constexpr std::size_t stride = 1;
+#endif
+
+constexpr Millis enough{5'000}; // for whatever is not held up
+constexpr Options plain{.ttl = 20s, .renew = false, .answer_timeout = 25ms};
+constexpr Options numbered{.ttl = 20s, .renew = false, .answer_timeout = 25ms, .fenced = true};
+
+std::size_t open_descriptors() {
+    std::size_t count = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator{"/proc/self/fd"}) ++count;
+    return count;
+}
+
+bool within(Millis limit, const std::function<bool()>& is_so) {
+    for (const TimePoint end = now() + limit; now() < end;)
+        if (is_so()) return true;
+    return false;
+}
+
+/// A server with a proxy before it, and how its own key is, which is the truth.
+struct Node {
+    test::RedisServer server;
+    Proxy proxy{server.socket_path()};
+
+    Node() {
+        server.command({"ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all"});
+        server.command({"SELECT", "1"});
+    }
+    std::string uri() const { return proxy.uri("u:secret@") + "/1"; }
+    std::string holder(const std::string& key) { return server.text({"GET", key}); }
+    Millis left(const std::string& key) { return Millis{server.integer({"PTTL", key})}; }
+};
+
+template <class Place>
+struct Wire;
+
+/// One server.
+template <>
+struct Wire<Redis> {
+    Node node;
+    std::vector<Node*> faulty{&node};
+
+    Redis connect() { return Redis{node.uri()}; }
+    void disconnect() {}
+    bool holds(const std::string& key, const Token& token) { return node.holder(key) == token.hex(); }
+    bool is_free(const std::string& key) { return node.holder(key).empty(); }
+    Millis left(const std::string& key) { return node.left(key); }
+};
+
+/// Three, of which the first `faulty` have the fault.
+template <>
+struct Wire<Quorum<Redis>> {
+    explicit Wire(std::size_t faulty_ones) {
+        for (Node& node : nodes)
+            if (faulty.size() < faulty_ones) faulty.push_back(&node);
+    }
+    std::deque<Node> nodes{3};
+    std::deque<Redis> redis;
+    std::vector<Node*> faulty;
+
+    Quorum<Redis> connect() {
+        for (Node& node : nodes) redis.emplace_back(node.uri());
+        return Quorum<Redis>{redis[0], redis[1], redis[2]};
+    }
+    void disconnect() { redis.clear(); }
+    bool holds(const std::string& key, const Token& token) {
+        return std::count_if(nodes.begin(), nodes.end(), [&](Node& one) { return one.holder(key) == token.hex(); }) > 1;
+    }
+    bool is_free(const std::string& key) {
+        return std::count_if(nodes.begin(), nodes.end(), [&](Node& one) { return one.holder(key).empty(); }) > 1;
+    }
+    Millis left(const std::string& key) {
+        std::vector<Millis> all;
+        for (Node& node : nodes) all.push_back(node.left(key));
+        std::sort(all.begin(), all.end());
+        return all[1];
+    }
+};
+
+/// One operation, with a fault at one byte of it after another.
+template <class Place>
+class Sweep {
+public:
+    using Lock = RedisLock<Place>;
+
+    explicit Sweep(Wire<Place>& wire) : wire_{wire}, descriptors_{open_descriptors()} {}
+
+    /// `prepare` runs before the fault is set, and `work` on the lock while it is there. With `cold`, connections are made in
+    /// the work.
+    void run(const char* name, const Options& options, bool cold, const std::function<void(Lock&)>& prepare,
+             const std::function<void(Place&, Lock&)>& work) {
+        std::size_t up = 0, down = 0;
+        longest_ = {};
+        const auto once = [&](std::optional<Strike> fault) {
+            const std::string key = "k" + std::to_string(++keys_);
+            wire_.disconnect();
+            Place place = wire_.connect();
+            if (!cold) warm_up(place, options);
+            Lock lock{place, key, options, std::defer_lock};
+            prepare(lock);
+            for (Node* node : wire_.faulty) fault ? node->proxy.strike_at(*fault) : node->proxy.count();
+            const TimePoint start = now();
+            work(place, lock);
+            const TimePoint::duration took = now() - start;
+            const Proxy& proxy = wire_.faulty.front()->proxy;
+            if (!fault) {
+                detail::wait(-1, 0, now() + 20ms); // what was written without waiting for an answer is on its way
+                up = proxy.passed(Way::up), down = proxy.passed(Way::down);
+            }
+            CHECK(took < enough);
+            longest_ = std::max(longest_, took);
+            for (Node* node : wire_.faulty) node->proxy.lift();
+            Lock next{place, key, {.ttl = 20s, .renew = false}, std::defer_lock};
+            if (!lock.owns_lock() && !may_stay_) CHECK(next.try_lock_for(enough));
+            may_stay_ = false;
+            next.unlock();
+            lock.unlock();
+        };
+        once(std::nullopt);
+        std::size_t cases = 0;
+        for (const Way way : {Way::up, Way::down})
+            for (const Kind kind :
+                 {Kind::reset, Kind::finish, Kind::stall, Kind::dribble, Kind::corrupt, Kind::replay}) {
+                if (kind >= Kind::corrupt && way == Way::up) continue; // what the server is asked is no news to it
+                const std::size_t length = way == Way::up ? up : down;
+                const bool everywhere = kind == Kind::reset || kind == Kind::finish || kind == Kind::corrupt;
+                for (std::size_t at = 0; at < length;
+                     at += everywhere ? stride : std::max<std::size_t>(length / 3, 1)) {
+                    INFO(name << ", fault " << static_cast<int>(kind) << " at byte " << at << " of " << length
+                              << (way == Way::up ? " up" : " down"));
+                    lies_ = kind == Kind::corrupt || kind == Kind::replay;
+                    once(Strike{kind, way, at});
+                    ++cases;
+                }
+            }
+        wire_.disconnect();
+        CHECK(within(enough, [&] { return open_descriptors() <= descriptors_; }));
+        std::printf("%-28s %4zu bytes up, %3zu down: %5zu cases, the longest took %4.0f ms\n", name, up, down, cases,
+                    std::chrono::duration<double, std::milli>{longest_}.count());
+    }
+
+    /// What the lock says, against what the server has. A server that lies is believed, or not.
+    void judge_held(const Lock& lock, const Failure& failure) {
+        if (lies_) return;
+        CHECK((lock.owns_lock() || failure));
+        if (!lock.owns_lock()) return;
+        CHECK(wire_.holds(std::string{lock.key()}, lock.token()));
+        CHECK(wire_.left(std::string{lock.key()}) >= lock.remaining());
+    }
+    void judge_released(const std::string& key, Outcome outcome) {
+        may_stay_ = outcome == Outcome::unknown || lies_;
+        if (lies_) return;
+        if (outcome == Outcome::confirmed)
+            CHECK(wire_.is_free(key));
+        else
+            CHECK(outcome == Outcome::unknown);
+    }
+    void judge_extended(const Lock& lock, Outcome outcome, Millis to) {
+        if (lies_) return;
+        if (outcome == Outcome::confirmed) CHECK(wire_.left(std::string{lock.key()}) > to - 10s);
+        CHECK((outcome == Outcome::confirmed || outcome == Outcome::unknown));
+        CHECK(lock.owns_lock());
+    }
+
+    void may_stay() { may_stay_ = true; }
+    bool lies() const { return lies_; }
+
+private:
+    void warm_up(Place& place, const Options& options) {
+        Lock lock{place, "warm" + std::to_string(keys_), {.ttl = 20s, .renew = false, .fenced = options.fenced}};
+        static_cast<void>(lock.extend(20s));
+    }
+
+    Wire<Place>& wire_;
+    const std::size_t descriptors_;
+    unsigned keys_ = 0;
+    bool lies_ = false, may_stay_ = false;
+    TimePoint::duration longest_{};
+};
+
+/// What can be done with any place.
+template <class Place>
+void sweep_all(Wire<Place>& wire) {
+    using Lock = RedisLock<Place>;
+    Sweep<Place> sweep{wire};
+    const auto nothing = [](Lock&) {};
+    const auto lock_it = [](Lock& lock) { REQUIRE(lock.try_lock_for(enough)); };
+    const auto try_it = [&](Place&, Lock& lock) { // nobody else is there whom it could be held by
+        const Failure why = test::failure([&] { return lock.try_lock(); });
+        sweep.judge_held(lock, why);
+    };
+    const auto unlock_it = [&](Place&, Lock& lock) { sweep.judge_released(std::string{lock.key()}, lock.unlock()); };
+    const auto destroy_it = [&](Place&, Lock& lock) {
+        sweep.may_stay();
+        const Lock gone{std::move(lock)};
+    };
+    Options unconfirmed = plain;
+    unconfirmed.confirm_release = false;
+    sweep.run("connect and lock", plain, true, nothing, try_it);
+    sweep.run("lock", plain, false, nothing, try_it);
+    sweep.run("connect and lock, numbered", numbered, true, nothing, try_it);
+    sweep.run("lock, numbered", numbered, false, nothing, try_it);
+    sweep.run("extend", plain, false, lock_it, [&](Place&, Lock& lock) {
+        const Outcome outcome = lock.extend(60s);
+        sweep.judge_extended(lock, outcome, 60s);
+    });
+    sweep.run("unlock", plain, false, lock_it, unlock_it);
+    sweep.run("unlock by the destructor", plain, false, lock_it, destroy_it);
+    sweep.run("unlock, unconfirmed", unconfirmed, false, lock_it, destroy_it);
+    sweep.run("adopt", plain, false, lock_it, [&](Place& place, Lock& lock) {
+        const std::string key{lock.key()};
+        const Token token = lock.detach();
+        const Failure why = test::failure([&] { lock = Lock{place, key, plain, std::adopt_lock, token}; });
+        if (why) sweep.may_stay(); // it is the giver's yet
+        sweep.judge_held(lock, why);
+    });
+    sweep.run("inspect", plain, false, lock_it, [&](Place& place, Lock& lock) {
+        std::optional<Holder> holder;
+        const Failure why = test::failure([&] { return holder = inspect(place, lock.key(), 25ms); });
+        if (!sweep.lies() && !why) CHECK((holder && holder->token() == lock.token()));
+    });
+    sweep.run("force_unlock", plain, false, lock_it, [&](Place& place, Lock& lock) {
+        const std::string key{lock.key()};
+        sweep.judge_released(key, force_unlock(place, key, lock.detach(), 25ms));
+    });
+}
+
+} // namespace
+
+TEST_CASE("whatever breaks at whatever byte between us and a server, what is reported is true or unknown",
+          "[redis][wire]") {
+    Wire<Redis> wire;
+    sweep_all(wire);
+}
+
+TEST_CASE("whatever breaks at whatever byte while a turn is waited for, it is had, or the next one has it",
+          "[redis][wire]") {
+    Wire<Redis> wire;
+    Redis direct{wire.node.server.unix_uri() + "?db=1"};
+    std::optional<RedisLock<Redis>> holder{RedisLock{direct, "first"}};
+    Sweep<Redis> sweep{wire};
+    const auto hold = [&](RedisLock<Redis>& lock) {
+        holder.emplace(direct, lock.key(), Options{.ttl = 20s, .renew = false});
+    };
+    sweep.run("wait in line", plain, false, hold, [&](Redis&, RedisLock<Redis>& lock) {
+        std::jthread hands_over{[&] {
+            within(15ms, [&] { return wire.node.server.blocked_clients() == 1; });
+            holder->unlock();
+        }};
+        bool locked = false;
+        const Failure why = test::failure([&] { return locked = lock.try_lock_for(500ms); });
+        hands_over.join();
+        if (locked) sweep.judge_held(lock, why);
+    });
+}
+
+TEST_CASE("whatever breaks at whatever byte between us and one of three servers, the majority has the say",
+          "[redis][wire][quorum]") {
+    Wire<Quorum<Redis>> wire{1};
+    sweep_all(wire);
+}
+
+TEST_CASE("whatever breaks at whatever byte between us and all of three servers, what is reported is true or unknown",
+          "[redis][wire][quorum]") {
+    Wire<Quorum<Redis>> wire{3};
+    sweep_all(wire);
+}
