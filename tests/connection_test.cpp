@@ -150,12 +150,14 @@ TEST_CASE("silence, and a drip that never makes a reply, end with the deadline",
     CHECK(failure_of("+OK\n", 30ms).code == Errc::timed_out);
     FakeServer server{[](Peer& peer, int) {
         peer.read();
+        peer.send("+");
         for (TimePoint next = now() + 5ms; peer.send("x"); next += 5ms) detail::wait(-1, 0, next);
     }};
     Connection connection = connected(server);
     REQUIRE(connection.write("+", now() + generous));
     const TimePoint start = now();
     CHECK(connection.read(start + 100ms) == nullptr);
+    CHECK(connection.failure().code == Errc::timed_out);
     CHECK(now() < start + 100ms + generous);
 }
 

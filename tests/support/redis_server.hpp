@@ -60,7 +60,11 @@ using Reply = std::unique_ptr<redisReply, decltype(&::freeReplyObject)>;
 
 class RedisServer {
 public:
-    explicit RedisServer(std::vector<std::string> extra = {}) : extra_{std::move(extra)} { start(); }
+    /// With arguments beside the usual ones, and variables ("NAME=value") for its environment.
+    explicit RedisServer(std::vector<std::string> extra = {}, std::vector<std::string> environment = {})
+        : extra_{std::move(extra)}, environment_{std::move(environment)} {
+        start();
+    }
     RedisServer(const RedisServer&) = delete;
     RedisServer& operator=(const RedisServer&) = delete;
     ~RedisServer() { kill(); }
@@ -146,6 +150,7 @@ private:
         if (pid_ == 0) {
             ::prctl(PR_SET_PDEATHSIG, SIGKILL);
             if (::getppid() != parent) ::_exit(1);
+            for (std::string& variable : environment_) ::putenv(variable.data());
             ::dup2(pipe[1], STDOUT_FILENO);
             ::dup2(pipe[1], STDERR_FILENO);
             ::execvp(arguments[0], arguments.data());
@@ -166,7 +171,7 @@ private:
         void operator()(redisContext* context) const { ::redisFree(context); }
     };
 
-    std::vector<std::string> extra_;
+    std::vector<std::string> extra_, environment_;
     TemporaryFolder folder_;
     int port_ = 0;
     pid_t pid_ = 0;

@@ -1,0 +1,177 @@
+/// Many processes that take one lock in turn, over real servers, while processes, servers and connections stop, die and break; and
+/// what must be true of it all the same.
+#include "nemesis.hpp"
+#include "worker.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <set>
+
+using namespace std::chrono_literals;
+
+namespace {
+
+std::atomic<bool> interrupted{false};
+
+struct Settings {
+    double seconds = 20;
+    std::size_t servers = 1, workers = 6;
+    std::uint64_t seed = 0;
+    chaos::Broken broken = chaos::Broken::nothing;
+};
+
+double in_ms(chaos::Time span) { return static_cast<double>(span) / 1e6; }
+
+struct Findings {
+    std::vector<std::string> all{};
+    int overlaps = 0;
+
+    void violated(const std::string& what) {
+        if (all.size() < 10) std::printf("VIOLATION: %s\n", what.c_str());
+        all.push_back(what);
+    }
+};
+
+std::string sentence(const chaos::Grant& grant, chaos::Time since) {
+    char text[160];
+    std::snprintf(text, sizeof text, "worker %d, fence %llu, %.3f to %.3f ms", grant.worker,
+                  static_cast<unsigned long long>(grant.fence), in_ms(grant.granted - since),
+                  in_ms(grant.believed_until() - since));
+    return text;
+}
+
+/// No two beliefs overlap, and numbers rise from one to the next.
+void judge(const chaos::Log& log, chaos::Time since, Findings& findings) {
+    std::vector<const chaos::Grant*> grants;
+    std::set<std::string> tokens;
+    for (std::size_t i = 0; i < log.size(); ++i) {
+        const chaos::Grant& grant = log.grants[i];
+        if (grant.granted == 0) continue; // killed before it could be written
+        grants.push_back(&grant);
+        if (!tokens.emplace(grant.token, sizeof grant.token).second)
+            findings.violated("a token was granted twice: " + sentence(grant, since));
+    }
+    std::sort(grants.begin(), grants.end(),
+              [](const auto* a, const auto* b) { return a->granted.load() < b->granted.load(); });
+    const chaos::Grant* longest = nullptr; // of all before
+    for (const chaos::Grant* grant : grants) {
+        if (longest != nullptr && longest->believed_until() > grant->granted) {
+            ++findings.overlaps;
+            findings.violated("two holders: " + sentence(*longest, since) + "; " + sentence(*grant, since));
+        }
+        if (longest != nullptr && grant->fence <= longest->fence)
+            findings.violated("a fence that is not above the last: " + sentence(*longest, since) + "; " +
+                              sentence(*grant, since));
+        if (longest == nullptr || grant->believed_until() > longest->believed_until()) longest = grant;
+    }
+}
+
+int run(const Settings& settings) {
+    test::TemporaryFolder folder;
+    const std::string log_path = folder.path() / "log";
+    chaos::Log& log = chaos::Log::open(log_path, true);
+    test::RedisServer registers;
+    const std::string shim = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "libchaos_clock.so";
+    std::deque<chaos::Node> nodes;
+    std::vector<std::string> arguments{log_path, registers.socket_path()};
+    for (std::size_t n = 0; n < settings.servers; ++n) {
+        // Servers' clocks differ from ours by less than Options::drift.
+        nodes.emplace_back(folder.path(), static_cast<int>(n), shim, std::vector{0.008, -0.008, 0.0}[n % 3]);
+        arguments.push_back(nodes.back().proxy().uri());
+    }
+    chaos::Workers workers{arguments, settings.seed};
+    for (std::size_t n = 0; n < settings.workers; ++n) workers.start(n);
+    chaos::Nemesis nemesis{nodes, workers, settings.broken, settings.seed};
+    Findings findings;
+
+    const chaos::Time start = chaos::now(), end = start + static_cast<chaos::Time>(settings.seconds * 1e9);
+    while (chaos::now() < end && !interrupted) {
+        const chaos::Time next = nemesis.act();
+        while (chaos::now() < next) std::this_thread::sleep_for(1ms);
+        if (workers.any_has_died()) {
+            findings.violated("a worker has ended by itself");
+            break;
+        }
+    }
+    nemesis.heal();
+    const chaos::Time healed = chaos::now();
+    log.healed = healed;
+    int failed = 0;
+    if (!workers.end_by(healed + 15'000'000'000, failed))
+        findings.violated("a worker does not get the lock though all is well");
+    if (failed > 0) findings.violated(std::to_string(failed) + " workers have ended badly");
+    chaos::Time longest = 0;
+    for (std::size_t n = 0; n < settings.workers; ++n) longest = std::max(longest, log.workers[n].last - healed);
+    for (chaos::Node& node : nodes)
+        for (const chaos::Time limit = chaos::now() + 1'000'000'000;
+             node.server().integer({"EXISTS", "chaos:lock"}) == 1;)
+            if (chaos::now() > limit) {
+                findings.violated("the key is left on a server");
+                break;
+            }
+
+    judge(log, start, findings);
+    long long guarded = 0, unguarded = 0;
+    for (std::size_t i = 0; i < log.size(); ++i) guarded += log.grants[i].guarded, unguarded += log.grants[i].unguarded;
+    chaos::Registers after{registers.socket_path()};
+    const long long lost = guarded - after.guarded(), lost_unguarded = unguarded - after.unguarded();
+    if (lost > 0) findings.violated(std::to_string(lost) + " additions are lost though the fence guards them");
+
+    std::printf("%zu server%s, %zu workers, %.0f s, seed %llu\n", settings.servers, settings.servers > 1 ? "s" : "",
+                settings.workers, settings.seconds, static_cast<unsigned long long>(settings.seed));
+    int faults = 0;
+    for (const auto& [what, count] : nemesis.counts()) {
+        std::printf("  %-24s %6d\n", what.c_str(), count);
+        faults += count;
+    }
+    const auto number = [](const std::atomic<std::uint64_t>& value) {
+        return static_cast<unsigned long long>(value.load());
+    };
+    std::printf("  %zu grants, %d faults, %llu extensions, %llu leases lost while held, %llu calls that failed, %llu "
+                "releases not confirmed\n",
+                log.size(), faults, number(log.extensions), number(log.losses), number(log.errors),
+                number(log.unconfirmed));
+    std::printf("  guarded by the fence: %lld additions, %lld lost, %llu refused; by owns_lock() alone: %lld, %lld "
+                "lost, %llu came too late\n",
+                guarded, std::max(lost, 0LL), number(log.refused), unguarded, std::max(lost_unguarded, 0LL),
+                number(log.stale));
+    std::printf("  overlaps %d, violations %zu; after all was well each had the lock within %.0f ms\n",
+                findings.overlaps, findings.all.size(), in_ms(longest));
+    if (settings.broken != chaos::Broken::nothing) {
+        std::printf(findings.overlaps > 0 ? "The broken assumption shows, as it must.\n"
+                                          : "NOTHING WAS FOUND, though an assumption is broken.\n");
+        return findings.overlaps > 0 ? 0 : 1;
+    }
+    if (!findings.all.empty())
+        std::printf("Run it again: chaos --servers %zu --workers %zu --seconds %.0f --seed %llu\n", settings.servers,
+                    settings.workers, settings.seconds, static_cast<unsigned long long>(settings.seed));
+    return findings.all.empty() ? 0 : 1;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    if (argc > 1 && std::string_view{argv[1]} == "worker") return chaos::work({argv + 2, argv + argc});
+    CLI::App app{
+        "Processes that take one lock in turn, over real servers, while processes, servers, connections and clocks go "
+        "wrong.\n"
+        "A seed makes the same troubles in the same order, though not at the same instants.\n"
+        "Exit code 1: two held the lock, a fence did not rise, or somebody did not get on when all was well again."};
+    Settings settings;
+    app.add_option("--seconds", settings.seconds, "of trouble")->check(CLI::Range(1.0, 86400.0))->capture_default_str();
+    app.add_option("--servers", settings.servers, "1, or an odd number for a majority of them")
+        ->check(CLI::Range(1, 15))
+        ->capture_default_str();
+    app.add_option("--workers", settings.workers, "processes")->check(CLI::Range(1, 64))->capture_default_str();
+    app.add_option("--seed", settings.seed, "default: another one each time");
+    app.add_option("--break", settings.broken, "an assumption that the library needs, to see that it does")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, chaos::Broken>{{"nothing", chaos::Broken::nothing},
+                                                                                 {"clocks", chaos::Broken::clocks},
+                                                                                 {"memory", chaos::Broken::memory}}));
+    CLI11_PARSE(app, argc, argv);
+    if (app.count("--seed") == 0) settings.seed = std::random_device{}();
+    ::signal(SIGINT, [](int) { interrupted = true; });
+    ::signal(SIGTERM, [](int) { interrupted = true; });
+    return run(settings);
+}

@@ -1,0 +1,260 @@
+/// What goes wrong: processes and servers that stand still or die, connections that break or fall silent, clocks that go wrong.
+#pragma once
+
+#include "../support/proxy.hpp"
+#include "log.hpp"
+
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <random>
+
+namespace chaos {
+
+enum class Broken { nothing, clocks, memory };
+
+struct ClockFile {
+    std::atomic<std::int64_t> step_ns;
+    double rate;
+};
+
+/// A server with a wall clock of its own and a proxy before it.
+class Node {
+public:
+    Node(const std::string& folder, int number, const std::string& shim, double rate)
+        : clock_path_{folder + "/clock" + std::to_string(number)}, clock_{open_clock(clock_path_, rate)},
+          server_{{"--appendonly", "yes", "--appendfsync", "always"},
+                  {"LD_PRELOAD=" + shim, "REDISLOCK_CLOCK=" + clock_path_}},
+          proxy_{server_.socket_path()} {}
+
+    test::RedisServer& server() { return server_; }
+    test::Proxy& proxy() { return proxy_; }
+    void step_clock(std::chrono::nanoseconds by) { clock_.step_ns += by.count(); }
+
+    void die(bool forgets) {
+        server_.kill();
+        if (forgets)
+            std::filesystem::remove_all(std::filesystem::path{server_.socket_path()}.parent_path() / "appendonlydir");
+    }
+
+    bool frozen = false, down = false;
+    Time until = 0; ///< when it goes on, or comes back
+    Time partitioned_until = 0;
+
+private:
+    static ClockFile& open_clock(const std::string& path, double rate) {
+        std::ofstream{path} << std::string(sizeof(ClockFile), '\0');
+        const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+        void* memory = ::mmap(nullptr, sizeof(ClockFile), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        ::close(fd);
+        if (memory == MAP_FAILED) throw std::runtime_error{"no clock"};
+        auto& clock = *static_cast<ClockFile*>(memory);
+        clock.rate = rate;
+        return clock;
+    }
+
+    std::string clock_path_;
+    ClockFile& clock_;
+    test::RedisServer server_;
+    test::Proxy proxy_;
+};
+
+/// The worker processes.
+class Workers {
+public:
+    Workers(std::vector<std::string> arguments, std::uint64_t seed) : arguments_{std::move(arguments)}, seed_{seed} {}
+    Workers(const Workers&) = delete;
+    Workers& operator=(const Workers&) = delete;
+    ~Workers() {
+        for (Process& one : processes_) {
+            if (one.pid == 0) continue;
+            ::kill(one.pid, SIGKILL);
+            ::waitpid(one.pid, nullptr, 0);
+        }
+    }
+
+    std::size_t size() const { return processes_.size(); }
+
+    void start(std::size_t n) {
+        if (n == processes_.size()) processes_.emplace_back();
+        // The log, the registers' server; then what tells one from another; then the URIs.
+        std::vector<std::string> words{"chaos",           "worker",
+                                       arguments_[0],     arguments_[1],
+                                       std::to_string(n), std::to_string(seed_ + 1'000 * ++started_ + n)};
+        words.insert(words.end(), arguments_.begin() + 2, arguments_.end());
+        std::vector<char*> pointers;
+        for (std::string& word : words) pointers.push_back(word.data());
+        pointers.push_back(nullptr);
+        const pid_t parent = ::getpid();
+        const pid_t pid = ::fork();
+        if (pid == 0) {
+            ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (::getppid() != parent) ::_exit(1);
+            ::execv("/proc/self/exe", pointers.data());
+            ::_exit(127);
+        }
+        if (pid < 0) throw std::runtime_error{"no process for a worker"};
+        processes_[n] = {pid, false, 0};
+    }
+    void stop(std::size_t n, Time until) {
+        Process& one = processes_[n];
+        if (one.stopped || one.pid == 0) return;
+        ::kill(one.pid, SIGSTOP);
+        one.stopped = true;
+        one.until = until;
+    }
+    void kill(std::size_t n) {
+        Process& one = processes_[n];
+        ::kill(one.pid, SIGKILL);
+        ::waitpid(one.pid, nullptr, 0);
+        start(n);
+    }
+    void go_on(Time by) {
+        for (Process& one : processes_) {
+            if (!one.stopped || one.until > by) continue;
+            ::kill(one.pid, SIGCONT);
+            one.stopped = false;
+        }
+    }
+
+    /// Whether all have ended by themselves, and well, by then; `failed` counts those that have not ended well.
+    bool end_by(Time limit, int& failed) {
+        for (;;) {
+            std::size_t left = 0;
+            for (Process& one : processes_) {
+                int status = 0;
+                if (one.pid != 0 && ::waitpid(one.pid, &status, WNOHANG) == one.pid) {
+                    failed += status != 0;
+                    one.pid = 0;
+                }
+                left += one.pid != 0;
+            }
+            if (left == 0) return true;
+            if (now() > limit) return false;
+            std::this_thread::sleep_for(std::chrono::milliseconds{5});
+        }
+    }
+    /// One that has ended though nobody killed it.
+    bool any_has_died() {
+        return std::any_of(processes_.begin(), processes_.end(),
+                           [](const Process& one) { return ::waitpid(one.pid, nullptr, WNOHANG) == one.pid; });
+    }
+
+private:
+    struct Process {
+        pid_t pid = 0;
+        bool stopped = false;
+        Time until = 0;
+    };
+    const std::vector<std::string> arguments_;
+    const std::uint64_t seed_;
+    std::uint64_t started_ = 0;
+    std::vector<Process> processes_;
+};
+
+class Nemesis {
+public:
+    Nemesis(std::deque<Node>& nodes, Workers& workers, Broken broken, std::uint64_t seed)
+        : nodes_{nodes}, workers_{workers}, broken_{broken}, random_{seed} {}
+
+    /// One trouble more, and what has lasted long enough ends. Returns when the next is due.
+    Time act() {
+        recover(now());
+        if (broken_ == Broken::nothing) trouble();
+        if (broken_ == Broken::clocks) step_clocks();
+        if (broken_ == Broken::memory) forget_all();
+        return now() + between(5 * ms, 120 * ms);
+    }
+
+    void heal() { recover(std::numeric_limits<Time>::max()); }
+
+    const std::map<std::string, int>& counts() const { return counts_; }
+
+private:
+    static constexpr Time ms = 1'000'000, longest_ttl = 600 * ms;
+
+    Time between(Time least, Time most) { return std::uniform_int_distribution<Time>{least, most}(random_); }
+
+    void trouble() {
+        Node& node = nodes_[static_cast<std::size_t>(between(0, static_cast<Time>(nodes_.size()) - 1))];
+        const auto worker = static_cast<std::size_t>(between(0, static_cast<Time>(workers_.size()) - 1));
+        constexpr Time spans[] = {5 * ms, 50 * ms, 900 * ms};
+        const Time span = between(ms, spans[between(0, 2)]);
+        const bool is_up = !node.down && !node.frozen;
+        const Time dice = between(1, 100);
+        if (dice <= 40) {
+            workers_.stop(worker, now() + span);
+            note("worker stopped");
+        } else if (dice <= 52) {
+            workers_.kill(worker);
+            note("worker killed");
+        } else if (dice <= 64) {
+            node.proxy().reset();
+            note("connections reset");
+        } else if (dice <= 72) {
+            if (node.partitioned_until != 0) return;
+            node.proxy().set(dice % 2 == 0 ? test::Proxy::Mode::swallow : test::Proxy::Mode::cut);
+            node.partitioned_until = now() + span;
+            note("server cut off");
+        } else if (!is_up) {
+            return;
+        } else if (dice <= 80) {
+            node.server().command({"CLIENT", "KILL", "TYPE", "normal"});
+            note("clients killed");
+        } else if (dice <= 88) {
+            node.server().command({"SCRIPT", "FLUSH"});
+            note("scripts flushed");
+        } else if (dice <= 94) {
+            node.server().stop();
+            node.frozen = true;
+            node.until = now() + span;
+            note("server stopped");
+        } else {
+            const bool forgets = dice > 98;
+            node.die(forgets);
+            node.down = true; // who forgets stays away for the longest ttl, and the drift
+            node.until = now() + (forgets ? longest_ttl + longest_ttl / 20 : span / 2);
+            note(forgets ? "server lost its memory" : "server killed");
+        }
+    }
+
+    void step_clocks() {
+        for (Node& node : nodes_) node.step_clock(std::chrono::seconds{1});
+        note("clocks stepped");
+    }
+
+    void forget_all() {
+        for (Node& node : nodes_) node.server().command({"FLUSHALL"});
+        note("memories lost");
+    }
+
+    void recover(Time by) {
+        workers_.go_on(by);
+        for (Node& node : nodes_) {
+            if (node.partitioned_until != 0 && node.partitioned_until <= by) {
+                node.proxy().set(test::Proxy::Mode::forward);
+                node.proxy().reset(); // what was swallowed would be missing in the middle of a conversation
+                node.partitioned_until = 0;
+            }
+            if (node.until > by && !(by == std::numeric_limits<Time>::max())) continue;
+            if (std::exchange(node.frozen, false)) node.server().go_on();
+            if (node.down) {
+                while (now() < node.until) std::this_thread::sleep_for(std::chrono::milliseconds{1});
+                node.server().start();
+                node.down = false;
+            }
+        }
+    }
+
+    void note(const char* what) { ++counts_[what]; }
+
+    std::deque<Node>& nodes_;
+    Workers& workers_;
+    const Broken broken_;
+    std::mt19937_64 random_;
+    std::map<std::string, int> counts_;
+};
+
+} // namespace chaos
