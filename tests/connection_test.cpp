@@ -189,6 +189,21 @@ TEST_CASE("a connection with anything left to read is not for the next user", "[
     }
 }
 
+TEST_CASE("nor is one on which more has come than is owed, also in one piece with that", "[connection]") {
+    FakeServer server{[&](Peer& peer, int) {
+        peer.read(2 * ping.size());
+        peer.send("+1\r\n+2\r\n+3\r\n");
+        peer.wait_for_the_end();
+    }};
+    Connection connection = connected(server);
+    for (int i = 0; i < 2; ++i) {
+        REQUIRE(connection.write(ping, now() + generous));
+        connection.owe_reply();
+    }
+    REQUIRE(connection.arriving(now() + 10s));
+    CHECK_FALSE(connection.reusable());
+}
+
 TEST_CASE("a connection that the server has closed is not for the next user", "[connection]") {
     FakeServer server{[](Peer& peer, int) {
         peer.read();

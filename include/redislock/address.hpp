@@ -134,9 +134,10 @@ private:
     /// Of a URI that isn't understood, any part may be a password; but for the path of a socket.
     [[noreturn]] void refuse(const std::string& why) const {
         const auto scheme_end = uri_.substr(0, 20).find("://");
-        const std::string_view scheme = scheme_end == uri_.npos ? "" : uri_.substr(0, scheme_end + 3);
+        const bool is_scheme = scheme_end != uri_.npos && uri_.find_first_of(":@") == scheme_end;
+        const std::string_view scheme = is_scheme ? uri_.substr(0, scheme_end + 3) : "";
         const std::string_view path = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
-        const bool shows = scheme == "unix://" && path.find('@') == path.npos && path.size() < 200;
+        const bool shows = scheme == "unix://" && uri_.find('@') == uri_.npos && path.size() < 200;
         raise({Errc::bad_uri, "\"" + printable(std::string{scheme}.append(shows ? path : "***")) + "\": " + why});
     }
 

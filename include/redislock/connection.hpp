@@ -151,7 +151,7 @@ public:
     bool reusable() {
         constexpr unsigned most_owed = 16;
         if (!good() || owed_ > most_owed) return false;
-        for (; owed_ > 0 && readable(socket_.fd()); --owed_)
+        for (; owed_ > 0 && arriving(TimePoint{}); --owed_)
             if (!next(TimePoint{}, {})) return false;
         if (owed_ > 0) return true;
         return !arriving(TimePoint{}) || fail(Errc::disconnected, "closed by the server, or out of step");
