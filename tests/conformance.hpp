@@ -39,6 +39,7 @@ public:
         SECTION("a key may hold any byte") { binary_keys(); }
         SECTION("a question whose deadline has passed is answered at once") { late_question(); }
         SECTION("an acquire with patience waits for its turn, and says so") { patience(); }
+        SECTION("a value that is almost our token is another's") { alike(); }
         SECTION("a stop ends an acquire that waits, and it leaves nothing") { stopped_patience(); }
         SECTION("a pause lasts, unless it is stopped") { pause(); }
         SECTION("tokens are fresh") { fresh(); }
@@ -113,6 +114,14 @@ private:
         world_.put(key_, text(b_), std::nullopt);
         CHECK(ask(Verb::extend, b_, unit).verdict == Verdict::yes);
         CHECK(left() <= unit);
+    }
+
+    void alike() {
+        for (const std::string& value : {text(a_) + "x", text(a_).substr(1), std::string{}}) {
+            world_.put(key_, value, unit * 10);
+            for (const Verb verb : {Verb::extend, Verb::release}) CHECK(ask(verb, a_, unit).why.code == Errc::stolen);
+            CHECK(world_.get(key_) == value);
+        }
     }
 
     void expiry() {
