@@ -314,6 +314,8 @@ TEST_CASE("every error reply has its code, also those of servers before 7.0", "[
         {"NOPERM this user has no permissions to run the 'set' command", Errc::no_permission},
         {"ERR The user executing the script can't run this command or subcommand script: 12e4", Errc::no_permission},
         {"ERR The user executing the script can't access at least one of the keys mentioned", Errc::no_permission},
+        {"ERR ACL failure in script: No permissions to access a key script: 66b7, on @user_script:1.",
+         Errc::no_permission},
         {"BUSY Redis is busy running a script.", Errc::script_running},
         {"MISCONF Redis is configured to save RDB snapshots", Errc::misconfigured},
         {"MOVED 11958 127.0.0.1:7001", Errc::moved},

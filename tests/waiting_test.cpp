@@ -162,9 +162,10 @@ TEST_CASE("a turn that nobody takes is one, goes by itself, and wakes one waiter
     server.command({"CONFIG", "RESETSTAT"});
     Waiters waiters{server, redis, looks_seldom};
     waiters.add(5);
-    CHECK(calls(server, "blpop") == 6);
     CHECK(server.integer({"EXISTS", hand_off_list}) == 0);
     holder.unlock();
+    waiters.join();
+    CHECK(calls(server, "blpop") == 6); // newer servers count one when it ends
 }
 
 TEST_CASE("a lease that expires is followed by the first waiter, though nobody hands it on", "[redis][waiting]") {

@@ -94,9 +94,13 @@ inline Errc meaning(std::string_view error) noexcept {
         {"WRONGTYPE", Errc::wrong_type},
     };
     static constexpr Row sentences[] = {
-        {"max number of clients", Errc::max_clients},   {"user executing the script can't", Errc::no_permission},
-        {"nknown command", Errc::unsupported},          {"nknown Redis command", Errc::unsupported},
-        {"DB index is out of range", Errc::no_such_db}, {"SELECT is not allowed", Errc::no_such_db},
+        {"max number of clients", Errc::max_clients},
+        {"user executing the script can't", Errc::no_permission}, // Redis 7.0; later ones and Valkey:
+        {"ACL failure in script", Errc::no_permission},
+        {"nknown command", Errc::unsupported},
+        {"nknown Redis command", Errc::unsupported},
+        {"DB index is out of range", Errc::no_such_db},
+        {"SELECT is not allowed", Errc::no_such_db},
     };
     const std::string_view first = error.substr(0, error.find(' '));
     for (const Row& row : words)

@@ -15,6 +15,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <stdexcept>
@@ -137,7 +138,9 @@ private:
     void launch() {
         int pipe[2];
         if (::pipe2(pipe, O_CLOEXEC) != 0) throw std::runtime_error{"pipe"};
-        std::vector<std::string> words{"redis-server", "--port", std::to_string(port_), "--bind", "127.0.0.1"};
+        const char* program = std::getenv("REDIS_SERVER"); // another one, that understands the same
+        std::vector<std::string> words{program ? program : "redis-server", "--port", std::to_string(port_)};
+        words.insert(words.end(), {"--bind", "127.0.0.1"});
         for (const char* word : {"--save", "", "--appendonly", "no", "--unixsocket"}) words.push_back(word);
         words.push_back(socket_path());
         words.insert(words.end(), {"--dir", folder_.path()});

@@ -1,0 +1,165 @@
+// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and the one
+// that does not.
+#include "catch.hpp"
+#include "fake_server.hpp"
+#include "troubles.hpp"
+
+#include <redislock/redislock.hpp>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+using test::FakeServer;
+using test::Peer;
+
+namespace {
+
+constexpr auto generous = 10s; // for a machine that is busy with other tests
+const Token token = Token::from_bits(1, 1);
+
+/// Each write that comes is answered by the next of these, and the last one by silence.
+FakeServer::Script says(std::vector<std::string> replies) {
+    return [replies](Peer& peer, int) {
+        for (const std::string& reply : replies) {
+            if (peer.read().empty()) return;
+            peer.send(reply);
+        }
+        peer.wait_for_the_end();
+    };
+}
+
+Request request(Verb verb, TimePoint deadline = later(now(), generous)) { return {verb, "k", token, 10s, deadline}; }
+
+struct Errand {
+    Verb verb;
+    TimePoint deadline = later(now(), generous);
+    Request request() const noexcept { return ::request(verb, deadline); }
+};
+
+/// What a channel makes of them; without a greeting, or with one that selects a database.
+Answer answered(const FakeServer& fake, const Errand& errand, unsigned db = 0, const char* tried_first = nullptr) {
+    Address address = Address::parse(fake.unix_uri());
+    address.db = db;
+    detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    if (tried_first != nullptr)
+        server.endpoints.insert(server.endpoints.begin(), detail::resolve(Address::parse(tried_first)).front());
+    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
+    Answer answer{Verdict::unknown};
+    bool done = false;
+    for (channels[0].send(errand); !done;) {
+        channels[0].advance(now(), [&](const Errand&, const Answer& one) { answer = one, done = true; });
+        if (!done) detail::Channel<Errand>::wait(errand.deadline, channels);
+    }
+    CHECK((answer.why.code != Errc::protocol_error || channels[0].is_closed()));
+    return answer;
+}
+
+} // namespace
+
+TEST_CASE("a channel that is not understood is closed, and what it was asked is unknown", "[session]") {
+    for (const std::string reply : {":1\r\n", "+QUEUED\r\n", "$2\r\nOK\r\n", "*0\r\n"}) {
+        const FakeServer fake{says({reply})};
+        const Answer answer = answered(fake, {Verb::acquire});
+        CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
+    }
+}
+
+TEST_CASE("a channel takes no more than a reply may have", "[session]") {
+    const FakeServer fake{says({"$1000000000\r\n" + std::string(2 * detail::Connection::longest_reply, 'x')})};
+    CHECK(answered(fake, {Verb::release}).why.code == Errc::protocol_error);
+}
+
+TEST_CASE("a channel that is refused its database asks nothing", "[session]") {
+    const FakeServer fake{says({"-ERR DB index is out of range\r\n"})};
+    const Answer answer = answered(fake, {Verb::acquire}, 99);
+    CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_such_db));
+}
+
+TEST_CASE("a channel goes on to the next address of a server", "[session]") {
+    const FakeServer fake{says({"+OK\r\n"})};
+    CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);
+}
+
+TEST_CASE("an acquire that a channel gives up is undone behind itself", "[session]") {
+    std::string heard;
+    {
+        const FakeServer fake{[&](Peer& peer, int) {
+            for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read()) heard += bytes;
+        }};
+        CHECK(answered(fake, {Verb::acquire, later(now(), 50ms)}).why.code == Errc::timed_out);
+    }
+    CHECK(heard.find(detail::release_script) != heard.npos);
+}
+
+TEST_CASE("who holds a key is not known where the server refuses, or says what is no answer", "[session]") {
+    struct Row {
+        std::string reply;
+        Errc code;
+    };
+    const Row rows[] = {
+        {"-LOADING Redis is loading the dataset in memory\r\n:1\r\n", Errc::loading},
+        {"$1\r\nx\r\n-NOPERM no\r\n", Errc::no_permission},
+        {"$1\r\nx\r\n+OK\r\n", Errc::protocol_error},
+    };
+    for (const Row& row : rows) {
+        INFO(row.reply);
+        const FakeServer fake{says({row.reply})};
+        Redis redis{fake.unix_uri(), {.client_name = ""}};
+        Holder holder;
+        const Answer answer = redis.inspect("k", later(now(), generous), holder);
+        CHECK((answer.verdict != Verdict::yes && answer.why.code == row.code));
+    }
+}
+
+TEST_CASE("an extension that too few replicas have is unknown", "[session]") {
+    const FakeServer fake{says({":1\r\n:0\r\n"})};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    Request extension = request(Verb::extend);
+    extension.replicas = 1;
+    const Answer answer = redis.ask(extension);
+    CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::no_replicas));
+}
+
+TEST_CASE("a server that has forgotten its scripts is told again by those who wait", "[redis][session]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri(), {.client_name = ""}};
+    const RedisLock holder{redis, "k", 60s};
+    RedisLock waiter{redis, "k", {.ttl = 60s, .renew = false}, std::defer_lock};
+    for (int round = 0; round < 2; ++round) { // in the second one the connection has waited before
+        CHECK_FALSE(waiter.try_lock_for(20ms));
+        server.command({"SCRIPT", "FLUSH"});
+    }
+    CHECK_FALSE(waiter.try_lock_for(20ms));
+    CHECK(server.integer({"EXISTS", "{k}:redislock:waiting"}) == 1);
+}
+
+TEST_CASE("a lock over a place that does not number grants is refused to be fenced", "[session]") {
+    struct Plain {
+        TimePoint now() const noexcept { return {}; }
+        Token fresh() const { return token; }
+        void pause(Deadline) const noexcept {}
+        Answer ask(const Request&) const { return {Verdict::no}; }
+        void keep(const std::shared_ptr<detail::Holding>&, TimePoint) const {}
+        void drop(detail::Holding&) const noexcept {}
+    };
+    Plain plain;
+    for (const Options& options : {Options{.fenced = true}, Options{.min_replicas = 1}})
+        CHECK_THROWS_AS((RedisLock{plain, "k", options, std::defer_lock}), std::system_error);
+}
+
+TEST_CASE("in real time, a lease in memory is renewed until it has had too few replicas", "[session]") {
+    Memory memory{Memory::Time::real};
+    memory.set_replicas(1);
+    RedisLock lock{memory, "k", {.ttl = 3s, .min_replicas = 1}};
+    const TimePoint first_end = memory.now() + lock.remaining();
+    while (lock.owns_lock() && memory.now() + lock.remaining() <= first_end) memory.pause(memory.now() + 10ms);
+    CHECK(lock.owns_lock());
+    memory.set_replicas(0);
+    CHECK(lock.extend(20s) == Outcome::unknown);
+}
+
+TEST_CASE("who holds a key is not known where a majority cannot be asked", "[session]") {
+    Redis one{"unix:///no/such.1"}, two{"unix:///no/such.2"}, three{"unix:///no/such.3"};
+    Quorum quorum{one, two, three};
+    CHECK(test::failure([&] { return inspect(quorum, "k"); }).code == Errc::unreachable);
+}
