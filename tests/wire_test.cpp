@@ -194,7 +194,7 @@ public:
 private:
     void warm_up(Place& place, const Options& options) {
         Lock lock{place, "warm" + std::to_string(keys_), {.ttl = 20s, .renew = false, .fenced = options.fenced}};
-        static_cast<void>(lock.extend(20s));
+        static_cast<void>(lock.extend(20s)); // with the time-out that is usual: a busy machine is no fault
     }
 
     Wire<Place>& wire_;
@@ -210,7 +210,9 @@ void sweep_all(Wire<Place>& wire) {
     using Lock = RedisLock<Place>;
     Sweep<Place> sweep{wire};
     const auto nothing = [](Lock&) {};
-    const auto lock_it = [](Lock& lock) { REQUIRE(lock.try_lock_for(enough)); };
+    const auto lock_it = [](Lock& lock) { // in the time that it has, a busy machine may fail
+        REQUIRE(within(enough, [&] { return test::failure([&] { return lock.try_lock(); }), lock.owns_lock(); }));
+    };
     const auto try_it = [&](Place&, Lock& lock) { // nobody else is there whom it could be held by
         const Failure why = test::failure([&] { return lock.try_lock(); });
         sweep.judge_held(lock, why);

@@ -128,27 +128,29 @@ public:
     /// time.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         std::vector<Holder> holders;
-        std::size_t answered = 0;
+        std::size_t silent = 0, most_alike = 0;
         Answer trouble{Verdict::unknown, {Errc::timed_out, {}}};
         for (auto left = static_cast<int>(nodes_.size()); Node * node : nodes_) {
             const TimePoint time = now();
             Holder one{};
             Answer answer = node->inspect(key, {time + (deadline.at - time) / left--, deadline.stop}, one);
             const bool is_free = answer.verdict == Verdict::no && answer.why.code == Errc::expired;
-            if (answer.verdict == Verdict::yes || is_free)
-                ++answered;
-            else
+            if (answer.verdict == Verdict::yes) {
+                holders.push_back(std::move(one));
+            } else if (!is_free) {
+                ++silent;
                 trouble = std::move(answer);
-            if (answer.verdict == Verdict::yes) holders.push_back(std::move(one));
+            }
         }
         for (const Holder& one : holders) {
             const auto same = std::count_if(holders.begin(), holders.end(),
                                             [&](const Holder& other) { return other.value == one.value; });
-            if (static_cast<std::size_t>(same) <= nodes_.size() / 2) continue;
+            most_alike = std::max(most_alike, static_cast<std::size_t>(same));
+            if (most_alike <= nodes_.size() / 2) continue;
             holder = one;
             return {Verdict::yes};
         }
-        return answered > nodes_.size() / 2 ? Answer{Verdict::no, {Errc::expired, {}}} : trouble;
+        return most_alike + silent > nodes_.size() / 2 ? trouble : Answer{Verdict::no, {Errc::expired, {}}};
     }
 
     /// Renewals travel on connections of their own, in a thread that is started with the first of them.

@@ -111,6 +111,7 @@ private:
         Mode mode;
         bool over = false, politely = false;
         bool stalls[2] = {}, dribbles[2] = {}; ///< by the way
+        bool ended[2] = {};                    ///< nothing more is to come that way, but the other may go on
         std::string late[2] = {};              ///< what a stall holds back
     };
 
@@ -125,7 +126,8 @@ private:
             {
                 const std::lock_guard guard{mutex_};
                 for (const Link& link : links_)
-                    for (const int way : {0, 1}) entries.push_back({link.stalls[way] ? -1 : link.ends[way], POLLIN, 0});
+                    for (const int way : {0, 1})
+                        entries.push_back({link.stalls[way] || link.ended[way] ? -1 : link.ends[way], POLLIN, 0});
             }
             if (::poll(entries.data(), entries.size(), -1) < 0) continue;
             char byte[64];
@@ -165,8 +167,13 @@ private:
         char bytes[65536];
         const ssize_t got = ::recv(link.ends[way], bytes, link.dribbles[way] ? 1 : sizeof bytes, MSG_DONTWAIT);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-        if (got <= 0 || link.mode == Mode::cut) link.over = true;
-        link.politely = got == 0;
+        if (got < 0 || link.mode == Mode::cut) link.over = true;
+        if (got == 0) {
+            ::shutdown(link.ends[1 - way], SHUT_WR);
+            link.ended[way] = link.politely = true;
+            link.over = link.ended[1 - way];
+            return;
+        }
         if (link.mode != Mode::forward || link.over) return;
         std::string_view whole{bytes, static_cast<std::size_t>(got)};
         std::size_t& passed = passed_[way];
