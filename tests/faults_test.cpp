@@ -158,6 +158,27 @@ TEST_CASE("on a server that finds the key held and then falls silent, a wait end
     }
 }
 
+TEST_CASE(
+    "a waiter whose turn does not come over his own connection, though the key is free, takes it over another one",
+    "[redis][faults]") {
+    for (const std::string came : {"", "*2\r\n$1", "*2\r\n$1\r\nt\r\n$0\r\n\r\n"}) { // nothing, half a turn, no grant
+        FakeServer fake{[&](Peer& peer, int nth) {
+            for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
+                const bool announces = command.find(detail::announce_sha) != command.npos;
+                if (nth == 0 && is(command, "BLPOP"))
+                    peer.send(came);
+                else if (nth == 0)
+                    peer.send(announces ? ":1000\r\n" : "$-1\r\n");
+                else
+                    peer.send(announces ? ":-2\r\n" : is(command, "SET\r\n") ? "+OK\r\n" : ":-1\r\n");
+            }
+        }};
+        Redis redis{fake.unix_uri(), {.client_name = ""}};
+        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = answer_timeout}, std::defer_lock};
+        CHECK(within(3 * answer_timeout, [&] { return lock.try_lock_for(10s); }));
+    }
+}
+
 TEST_CASE("no server, a closed port, or an address that swallows everything: unreachable, in time", "[redis][faults]") {
     const test::BlackHole hole;
     for (const std::string& uri :

@@ -91,7 +91,8 @@ private:
     ///
     /// A release ends the block by giving us the turn. For a lease that expires, or that a foreign client releases, nobody
     /// does: hence the looks. They are made over another connection, so that this one keeps its place in the line; and a
-    /// server that does not answer them is not waited for.
+    /// server that does not answer them is not waited for. Nor is a turn that does not come: where look after look finds the key
+    /// free, this connection is one that leads nowhere, or the server would have let the first in line have it.
     template <class Look>
     Answer stand_in_line(const Request& request, Look look) {
         std::string block =
@@ -115,6 +116,7 @@ private:
                 seen = announced(request, *reply);
         }
         TimePoint held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
+        TimePoint free_since = TimePoint::max();
         while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
             Answer latest = look(in_time(request));
             // Where no other connection is to be had there is this one yet, and its place, while the holder has time left.
@@ -123,18 +125,24 @@ private:
                 seen = std::move(latest);
                 held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
             }
+            const Millis left = seen.holder_left.value_or(Millis::max());
+            if (left > turn_is_given) free_since = TimePoint::max();
+            if (left == Millis::zero()) free_since = std::min(free_since, now());
+            if (free_since < TimePoint::max() && now() - free_since >= 2 * request.recheck)
+                seen = {Verdict::unknown, {Errc::timed_out, "waiting for a turn"}};
         }
         // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
         const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
         if (nudged) connection_.write(formatted({"PTTL", request.key}), request.deadline);
-        const Reply* turn = connection_.read(seen.is_busy() ? request.deadline : TimePoint{}, last_words);
+        // What has begun to come, or is due, is not waited for like a turn.
+        Request taken = in_time(request);
+        taken.patience = Millis::zero();
+        const Reply* turn = connection_.read(seen.is_busy() ? taken.deadline : TimePoint{}, last_words);
         if (turn == nullptr && !seen.is_busy()) return {Verdict::unknown, seen.why};
         if (turn == nullptr) return told(unanswered(), seen);
         const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
         proven_ = blocked;
         if (!blocked) polls_for_ = request.key;
-        Request taken = request;
-        taken.patience = Millis::zero();
         Answer answer = told(answered(taken, last_words), seen);
         if (nudged) connection_.owe_reply();
         answer.queued = blocked;
@@ -258,6 +266,9 @@ private:
 
     /// What is left for a block to be worth it: a few ms are lost to rounding.
     static constexpr Millis shortest_block{5};
+
+    /// For how long a key that is free is as good as held, after a turn was given: see announce_script.
+    static constexpr Millis turn_is_given{20};
 
     Connection connection_;
     Failure failure_;
