@@ -20,7 +20,7 @@ namespace {
 
 constexpr Millis answer_timeout{200};
 constexpr Options options{.ttl = 10s, .answer_timeout = answer_timeout};
-constexpr auto generous = 1s; // for a machine that is busy with other tests
+constexpr auto generous = 5s; // for a machine that is busy with other tests
 
 /// Runs, and checks that it took no longer than it may.
 template <class Action>
@@ -243,7 +243,7 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
             return is(command, "SET\r\n") && armed ? Reply::lose : Reply::forward;
         })};
         Redis redis{proxy.tcp_uri(), {.client_name = ""}};
-        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 200ms}, std::defer_lock};
+        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 500ms}, std::defer_lock};
         for (int round = 0; round < 10; ++round) {
             armed = true;
             REQUIRE(failure([&] { return lock.try_lock(); }).code == Errc::timed_out);

@@ -43,6 +43,15 @@ bool within(Millis limit, const std::function<bool()>& is_so) {
     return false;
 }
 
+/// In the short time that one of its questions has a busy machine may fail: not in many.
+template <class Lock>
+bool gets(Lock& lock) {
+    return within(enough, [&] {
+        if (!lock.owns_lock()) test::failure([&] { return lock.try_lock(); });
+        return lock.owns_lock();
+    });
+}
+
 /// A server with a proxy before it, and how its own key is, which is the truth.
 struct Node {
     test::RedisServer server;
@@ -136,11 +145,12 @@ public:
             CHECK(took < enough);
             longest_ = std::max(longest_, took);
             for (Node* node : wire_.faulty) node->proxy.lift();
-            Lock next{place, key, {.ttl = 20s, .renew = false}, std::defer_lock};
-            if (!lock.owns_lock() && !may_stay_) CHECK(next.try_lock_for(enough));
-            may_stay_ = false;
-            next.unlock();
+            // What could not be undone in time is, as promised, undone before the lock's own next question.
+            const bool may_stay = std::exchange(may_stay_, false);
+            if (!may_stay && !lock.key().empty()) CHECK(gets(lock));
             lock.unlock();
+            Lock next{place, key, {.ttl = 20s, .renew = false}, std::defer_lock};
+            if (!may_stay) CHECK(next.try_lock_for(enough));
         };
         once(std::nullopt);
         std::size_t cases = 0;
@@ -168,7 +178,8 @@ public:
     /// What the lock says, against what the server has. A server that lies is believed, or not.
     void judge_held(const Lock& lock, const Failure& failure) {
         if (lies_) return;
-        CHECK((lock.owns_lock() || failure));
+        // Nobody else has it; but of a majority a vote that is just being taken back may be in our own way.
+        if (std::is_same_v<Place, Redis>) CHECK((lock.owns_lock() || failure));
         if (!lock.owns_lock()) return;
         CHECK(wire_.holds(std::string{lock.key()}, lock.token()));
         CHECK(wire_.left(std::string{lock.key()}) >= lock.remaining());
@@ -210,9 +221,7 @@ void sweep_all(Wire<Place>& wire) {
     using Lock = RedisLock<Place>;
     Sweep<Place> sweep{wire};
     const auto nothing = [](Lock&) {};
-    const auto lock_it = [](Lock& lock) { // in the time that it has, a busy machine may fail
-        REQUIRE(within(enough, [&] { return test::failure([&] { return lock.try_lock(); }), lock.owns_lock(); }));
-    };
+    const auto lock_it = [](Lock& lock) { REQUIRE(gets(lock)); };
     const auto try_it = [&](Place&, Lock& lock) { // nobody else is there whom it could be held by
         const Failure why = test::failure([&] { return lock.try_lock(); });
         sweep.judge_held(lock, why);

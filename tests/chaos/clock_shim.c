@@ -1,5 +1,5 @@
 /* A server's wall clock, as the test wants it: preloaded into redis-server, which reads its time by these two functions. What is
-   to be shown is in the file that REDISLOCK_CLOCK names: it runs at a rate of its own from the moment at which the shim is loaded, and is
+   to be shown is in the file that REDISLOCK_CLOCK names: it runs at a rate of its own from a moment that outlives the server, and is
    stepped by whoever writes the file. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,18 +13,15 @@
 
 struct clock {
     volatile int64_t step_ns; /* written by another process */
-    double rate;              /* by which it is too fast */
+    int64_t start_ns;         /* when it was right */
+    double rate;              /* by which it is too fast since then */
 };
 
 static const struct clock* shown;
-static int64_t start_ns;
 static int (*real_clock_gettime)(clockid_t, struct timespec*);
 
 __attribute__((constructor)) static void load(void) {
     real_clock_gettime = (int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, "clock_gettime");
-    struct timespec now;
-    real_clock_gettime(CLOCK_REALTIME, &now);
-    start_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
     const char* path = getenv("REDISLOCK_CLOCK");
     const int fd = path != NULL ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0) return;
@@ -38,7 +35,7 @@ int clock_gettime(clockid_t clock, struct timespec* time) {
     const int result = real_clock_gettime(clock, time);
     if (result != 0 || clock != CLOCK_REALTIME || shown == NULL) return result;
     const int64_t now = time->tv_sec * 1000000000LL + time->tv_nsec;
-    const int64_t shows = now + (int64_t)((double)(now - start_ns) * shown->rate) + shown->step_ns;
+    const int64_t shows = now + (int64_t)((double)(now - shown->start_ns) * shown->rate) + shown->step_ns;
     time->tv_sec = shows / 1000000000LL;
     time->tv_nsec = shows % 1000000000LL;
     return 0;

@@ -17,6 +17,7 @@ enum class Broken { nothing, clocks, memory };
 
 struct ClockFile {
     std::atomic<std::int64_t> step_ns;
+    std::int64_t start_ns; ///< of CLOCK_REALTIME
     double rate;
 };
 
@@ -51,6 +52,9 @@ private:
         ::close(fd);
         if (memory == MAP_FAILED) throw std::runtime_error{"no clock"};
         auto& clock = *static_cast<ClockFile*>(memory);
+        timespec time{};
+        ::clock_gettime(CLOCK_REALTIME, &time);
+        clock.start_ns = time.tv_sec * 1'000'000'000 + time.tv_nsec;
         clock.rate = rate;
         return clock;
     }
