@@ -312,6 +312,21 @@ TEST_CASE("a process that exits with renewed locks alive ends at once, and their
     CHECK(server.is_empty_within(10s));
 }
 
+TEST_CASE("a signal that the program blocks to wait for it is not delivered to a thread of ours", "[process]") {
+    Child child{[] {
+        Memory memory{Memory::Time::real};
+        const RedisLock lock{memory, "k", 10s}; // while nothing is blocked yet
+        sigset_t awaited;
+        ::sigemptyset(&awaited);
+        ::sigaddset(&awaited, SIGUSR1);
+        ::pthread_sigmask(SIG_BLOCK, &awaited, nullptr);
+        ::kill(::getpid(), SIGUSR1);
+        const timespec limit{10, 0};
+        return ::sigtimedwait(&awaited, nullptr, &limit) == SIGUSR1;
+    }};
+    CHECK(child.was_well());
+}
+
 TEST_CASE("a holder that was stopped past its lease is told so as soon as it goes on", "[redis][process]") {
     test::RedisServer server;
     Pipe holding, told;

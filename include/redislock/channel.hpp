@@ -68,11 +68,17 @@ public:
         // where nobody waits for the answer, there may be nobody to send it again.
         const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
         const bool in_full = !knows || !request.wants_answer;
+        const std::size_t before = out_.size();
         if (in_full || !append_prepared(request)) out_ += command_of(request, in_full);
+        try {
+            under_way_.push_back({std::move(errand)});
+        } catch (...) { // no question without an errand, for its answer would be taken for the next one's
+            out_.resize(before);
+            throw;
+        }
         acquires_ += request.verb == Verb::acquire;
         waits_for_ = std::max(waits_for_, request.replicas);
         due_ = std::min(due_, request.deadline.at);
-        under_way_.push_back({std::move(errand)});
     }
 
     /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for one that
@@ -91,7 +97,7 @@ public:
         while (opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(connection_.failure(), answered);
-        if (due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
+        if (!pausing_ && due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
     }
 
 private:
@@ -206,7 +212,7 @@ private:
     /// As many answers as others can wait for meanwhile.
     template <class Answered>
     void receive(TimePoint now, Answered& answered) {
-        constexpr int most = 1024;
+        constexpr int most = 256;
         bool again = false;
         pausing_ = false;
         for (int received = 0; !under_way_.empty() && !pausing_; pausing_ = ++received == most) {

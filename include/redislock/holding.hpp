@@ -92,10 +92,12 @@ public:
             told_ = !lease.held(now);
             return {Step::Act::tell, TimePoint::max(), {}, {}, loss(now), lost_};
         }
+        if (now >= ask_again_) asking_ = false;
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
+        const TimePoint deadline = std::min({last_call(), give_up_, now + options.answers_within()});
         asking_ = true;
-        const TimePoint deadline = std::min(next(), now + options.answers_within());
-        return {Step::Act::renew, std::min(next(), now + options.ttl / 3), lease.token(), deadline};
+        ask_again_ = std::max(deadline, now + options.ttl / 3);
+        return {Step::Act::renew, next(), lease.token(), deadline};
     }
 
     /// What became of a renewal.
@@ -163,13 +165,14 @@ private:
 
     TimePoint next() const noexcept {
         const TimePoint end = std::min(last_call(), give_up_);
-        return asking_ ? end : std::min(end, renew_at_);
+        return std::min(end, asking_ ? ask_again_ : renew_at_);
     }
 
     bool kept_ = false;
     bool asking_ = false; ///< an extension is under way
     bool told_ = false;   ///< that the lease is over: no clock that was read before revives it
     TimePoint renew_at_{}, give_up_{};
+    TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
     std::optional<std::stop_source> lost_{};
 };
 

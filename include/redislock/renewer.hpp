@@ -56,7 +56,7 @@ public:
     void add() {
         change_count(+1);
         try {
-            engine_.detach([shared = shared_] { run(*shared); });
+            engine_.detach([shared = shared_, engine = engine_] { run(*shared, engine); });
         } catch (...) {
             change_count(-1);
             throw;
@@ -74,11 +74,10 @@ public:
     /// When somebody else is to take on what is held up by a callback.
     TimePoint due() const {
         const std::lock_guard guard{shared_->mutex};
-        return shared_->untold.empty() ? TimePoint::max() : relieve_at_;
+        return shared_->untold.empty() || shared_->count >= most ? TimePoint::max() : relieve_at_;
     }
 
     void relieve(TimePoint now) {
-        constexpr int most = 64;
         if (now < due()) return;
         relieve_at_ = later(now, Millis{2});
         const int count = change_count(0);
@@ -86,6 +85,8 @@ public:
     }
 
 private:
+    static constexpr int most = 64;
+
     struct Shared {
         std::mutex mutex{};
         typename Engine::Condition news{};
@@ -94,14 +95,14 @@ private:
         bool over = false;
     };
 
-    static void run(Shared& shared) {
+    static void run(Shared& shared, const Engine& engine) {
         std::unique_lock guard{shared.mutex};
         for (;;) {
             if (!shared.untold.empty()) {
                 Message message = std::move(shared.untold.front());
                 shared.untold.pop_front();
                 guard.unlock();
-                message.tell();
+                engine.as_program([&] { message.tell(); });
                 message = {};
                 guard.lock();
             } else if (shared.over || shared.idle > 0) {
@@ -187,7 +188,8 @@ private:
             {
                 const std::lock_guard guard{mutex_};
                 const TimePoint next = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;
-                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due()});
+                const TimePoint untold = to_tell_.empty() ? TimePoint::max() : later(Engine::now(), Millis{2});
+                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due(), untold});
                 alarm_.set(sleeps_until_);
             }
             port_.wait(alarm_);
@@ -210,7 +212,7 @@ private:
     /// the others' answers and losses can wait for.
     void take_steps(TimePoint now) {
         if (agenda_.empty() || agenda_.begin()->first.first > now) return;
-        constexpr int most = 1024;
+        constexpr int most = 256;
         const TimePoint reach = now + agenda_.begin()->second->slack();
         auto entry = agenda_.begin();
         for (int taken = 0; taken < most && entry != agenda_.end() && entry->first.first <= reach;) {

@@ -170,15 +170,20 @@ public:
 
     System() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
 
-    /// A thread for callbacks: what they start is the program's again, as where this was constructed.
     template <class Work>
     void detach(Work work) const {
         Thread thread;
-        thread.start([mask = programs_mask_, work = std::move(work)] {
-            ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
-            work();
-        });
+        thread.start(std::move(work));
         thread.detach();
+    }
+
+    /// In a thread of ours, for callbacks: what they start is the program's again, as where this was constructed.
+    template <class Work>
+    void as_program(Work work) const {
+        sigset_t ours;
+        ::pthread_sigmask(SIG_SETMASK, &programs_mask_, &ours);
+        work();
+        ::pthread_sigmask(SIG_SETMASK, &ours, nullptr);
     }
 
 private:

@@ -206,6 +206,10 @@ struct SimNode {
         };
         static TimePoint now() noexcept;
         void detach(std::function<void()> work) const { Thread{}.start(std::move(work)); }
+        template <class Work>
+        void as_program(Work work) const {
+            work();
+        }
     };
 
     template <class Errand>
