@@ -117,7 +117,10 @@ private:
     }
 
     void alike() {
-        for (const std::string& value : {text(a_) + "x", text(a_).substr(1), std::string{}}) {
+        std::string values[] = {text(a_), text(a_), {}};
+        values[0].push_back('x');
+        values[1].erase(0, 1);
+        for (const std::string& value : values) {
             world_.put(key_, value, unit * 10);
             for (const Verb verb : {Verb::extend, Verb::release}) CHECK(ask(verb, a_, unit).why.code == Errc::stolen);
             CHECK(world_.get(key_) == value);
