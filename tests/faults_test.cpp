@@ -14,6 +14,7 @@ using namespace std::chrono_literals;
 using detail::now;
 using test::failure;
 using test::FakeServer;
+using test::open_descriptors;
 using test::Peer;
 
 namespace {
@@ -30,11 +31,6 @@ auto within(Millis limit, Action action) {
         ~Timer() { CHECK(now() < end); }
     } const timer{later(now(), limit + generous)};
     return action();
-}
-
-std::size_t open_descriptors() {
-    const std::filesystem::directory_iterator entries{"/proc/self/fd"};
-    return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
 }
 
 /// What may happen to the reply of one command on its way through a proxy.

@@ -7,12 +7,12 @@
 #include <redislock/redislock.hpp>
 
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 
 using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
+using test::open_descriptors;
 using test::Proxy;
 using Strike = Proxy::Fault;
 using Kind = Strike::Kind;
@@ -30,12 +30,6 @@ constexpr std::size_t stride = 1;
 constexpr Millis enough{5'000}; // for whatever is not held up
 constexpr Options plain{.ttl = 20s, .renew = false, .answer_timeout = 25ms};
 constexpr Options numbered{.ttl = 20s, .renew = false, .answer_timeout = 25ms, .fenced = true};
-
-std::size_t open_descriptors() {
-    std::size_t count = 0;
-    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator{"/proc/self/fd"}) ++count;
-    return count;
-}
 
 bool within(Millis limit, const std::function<bool()>& is_so) {
     for (const TimePoint end = now() + limit; now() < end;)

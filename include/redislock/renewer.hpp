@@ -182,8 +182,8 @@ private:
                 port_.advance(Engine::now(),
                               [this](const Renewal& renewal, const Answer& answer) { answered(renewal, answer); });
                 heralds_.relieve(Engine::now());
-            } catch (const std::
-                         exception&) { // no memory, or no thread: what is missed by that is made up for when it is due
+            } catch (const std::exception&) { // no memory, or no thread
+                // What is missed by that is made up for: see to_tell_, and Holding on when it asks again.
             }
             {
                 const std::lock_guard guard{mutex_};

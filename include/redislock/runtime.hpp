@@ -170,6 +170,7 @@ public:
 
     System() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
 
+    /// Work that nobody waits for, in a thread of ours.
     template <class Work>
     void detach(Work work) const {
         Thread thread;

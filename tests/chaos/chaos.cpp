@@ -86,7 +86,7 @@ int run(const Settings& settings) {
     Findings findings;
 
     const chaos::Time start = chaos::now(), end = start + static_cast<chaos::Time>(settings.seconds * 1e9);
-    while (chaos::now() < end && !interrupted) {
+    while (chaos::now() < end && !interrupted && !log.is_nearly_full()) {
         const chaos::Time next = nemesis.act();
         while (chaos::now() < next) std::this_thread::sleep_for(1ms);
         if (workers.any_has_died()) {
@@ -170,6 +170,7 @@ int main(int argc, char** argv) {
                                                                                  {"clocks", chaos::Broken::clocks},
                                                                                  {"memory", chaos::Broken::memory}}));
     CLI11_PARSE(app, argc, argv);
+    if (settings.servers % 2 == 0) return app.exit(CLI::ValidationError{"--servers", "a majority needs an odd number"});
     if (app.count("--seed") == 0) settings.seed = std::random_device{}();
     ::signal(SIGINT, [](int) { interrupted = true; });
     ::signal(SIGTERM, [](int) { interrupted = true; });

@@ -27,7 +27,6 @@ struct Grant {
     std::atomic<Time> owned{0};   ///< when owns_lock() was last seen to be true
     std::atomic<Time> until{0};   ///< how long it was to last then
     std::atomic<Time> ended{0};   ///< when the unlock was begun, or owns_lock() was seen to be false
-    std::atomic<Time> told{0};    ///< when lost() was requested
     std::uint64_t fence = 0;
     int worker = 0;
     char token[redislock::Token::digits] = {};
@@ -53,8 +52,9 @@ struct Log {
     Worker workers[most_workers];
     Grant grants[most_grants];
 
-    /// The next free one; the last one over and over where there is no more room.
+    /// The next free one. Whoever runs it all ends it before there is none.
     Grant& next() { return grants[std::min(count++, most_grants - 1)]; }
+    bool is_nearly_full() const { return count + most_workers >= most_grants; }
     std::size_t size() const { return std::min(count.load(), most_grants); }
 
     static Log& open(const std::string& path, bool create) {

@@ -15,6 +15,7 @@ namespace chaos {
 
 enum class Broken { nothing, clocks, memory };
 
+/// As in clock_shim.c.
 struct ClockFile {
     std::atomic<std::int64_t> step_ns;
     std::int64_t start_ns; ///< of CLOCK_REALTIME
@@ -142,8 +143,9 @@ public:
     }
     /// One that has ended though nobody killed it.
     bool any_has_died() {
-        return std::any_of(processes_.begin(), processes_.end(),
-                           [](const Process& one) { return ::waitpid(one.pid, nullptr, WNOHANG) == one.pid; });
+        return std::any_of(processes_.begin(), processes_.end(), [](Process& one) {
+            return one.pid != 0 && ::waitpid(one.pid, nullptr, WNOHANG) == one.pid && std::exchange(one.pid, 0) != 0;
+        });
     }
 
 private:
@@ -242,7 +244,7 @@ private:
                 node.proxy().reset(); // what was swallowed would be missing in the middle of a conversation
                 node.partitioned_until = 0;
             }
-            if (node.until > by && !(by == std::numeric_limits<Time>::max())) continue;
+            if (node.until > by) continue;
             if (std::exchange(node.frozen, false)) node.server().go_on();
             if (node.down) {
                 while (now() < node.until) std::this_thread::sleep_for(std::chrono::milliseconds{1});

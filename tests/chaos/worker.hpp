@@ -82,7 +82,6 @@ private:
         const redislock::Options options{.ttl = ttl, .renew = chance(0.7), .fenced = true};
         Lock lock{place_, "chaos:lock", options, std::defer_lock};
         try {
-            std::stop_source stop;
             const bool timed = chance(0.8);
             if (!(timed ? lock.try_lock_for(Millis{between(1, 1'000)}) : lock.try_lock())) return pause(between(0, ms));
         } catch (const std::system_error&) { // trouble is what we make
@@ -111,7 +110,6 @@ private:
         const Time start = now();
         if (!look()) return; // before we could look it was over: nobody has believed anything
         grant.granted = start;
-        const std::stop_callback told{lock.lost(), [&] { grant.told = now(); }};
         for (const Time end = start + span; look() && now() < end; pause(between(0, 500'000))) {
             const int added = registers_.add_guarded(grant.fence);
             if (added == 1) ++grant.guarded;

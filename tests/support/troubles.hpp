@@ -60,6 +60,11 @@ private:
     std::vector<redislock::detail::Connection> inside_{3};
 };
 
+inline std::size_t open_descriptors() {
+    const std::filesystem::directory_iterator entries{"/proc/self/fd"};
+    return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
+}
+
 /// What an action throws, if it does.
 template <class Action>
 redislock::Failure failure(Action action) {
