@@ -4,6 +4,8 @@
 
 #include <redislock/redislock.hpp>
 
+#include <dlfcn.h>
+
 #include <fstream>
 #include <functional>
 #include <set>
@@ -330,6 +332,26 @@ TEST_CASE("a signal that the program blocks to wait for it is not delivered to a
         return ::sigtimedwait(&awaited, nullptr, &limit) == SIGUSR1;
     }};
     CHECK(child.was_well());
+}
+
+TEST_CASE("a plugin may be unloaded as soon as its locks are gone, for no thread of ours is left in it", "[process]") {
+    // A thread that is left must not end just before it's too late: it gets the one processor only when we leave it.
+    cpu_set_t all, one;
+    REQUIRE(::sched_getaffinity(0, sizeof all, &all) == 0);
+    CPU_ZERO(&one);
+    CPU_SET(static_cast<std::size_t>(::sched_getcpu()), &one);
+    REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
+    const sched_param none{};
+    REQUIRE(::sched_setscheduler(0, SCHED_BATCH, &none) == 0);
+    for (int round = 0; round < 50; ++round) {
+        void* plugin = ::dlopen(REDISLOCK_PLUGIN, RTLD_NOW);
+        REQUIRE(plugin != nullptr);
+        CHECK(reinterpret_cast<bool (*)()>(::dlsym(plugin, "renew_a_lease"))());
+        ::dlclose(plugin);
+        REQUIRE(::dlopen(REDISLOCK_PLUGIN, RTLD_NOW | RTLD_NOLOAD) == nullptr);
+    }
+    ::sched_setscheduler(0, SCHED_OTHER, &none);
+    ::sched_setaffinity(0, sizeof all, &all);
 }
 
 TEST_CASE("a holder that was stopped past its lease is told so as soon as it goes on", "[redis][process]") {

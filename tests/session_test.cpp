@@ -6,6 +6,8 @@
 
 #include <redislock/redislock.hpp>
 
+#include <future>
+
 using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
@@ -89,6 +91,24 @@ TEST_CASE("an acquire that a channel gives up is undone behind itself", "[sessio
         CHECK(answered(fake, {Verb::acquire, later(now(), 50ms)}).why.code == Errc::timed_out);
     }
     CHECK(heard.find(detail::release_script) != heard.npos);
+}
+
+TEST_CASE("a server that answers what a channel has given up finds it there, and reads on", "[session]") {
+    std::promise<void> given_up;
+    std::promise<bool> reached;
+    const FakeServer fake{[&](Peer& peer, int) {
+        peer.read();
+        given_up.get_future().wait();
+        reached.set_value(peer.send(":1\r\n"));
+    }};
+    const Address address = Address::parse(fake.unix_uri());
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
+    const Errand errand{Verb::release, later(now(), 50ms)};
+    for (channels[0].send(errand); channels[0].owed() > 0; detail::Channel<Errand>::wait(errand.deadline, channels))
+        channels[0].advance(now(), [](const Errand&, const Answer& one) { CHECK(one.why.code == Errc::timed_out); });
+    given_up.set_value();
+    CHECK(reached.get_future().get());
 }
 
 TEST_CASE("who holds a key is not known where the server refuses, or says what is no answer", "[session]") {

@@ -218,6 +218,7 @@ private:
         for (int received = 0; !under_way_.empty() && !pausing_; pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
+            left_.clear();
             Sent sent = std::move(under_way_.front());
             under_way_.pop_front();
             acquires_ -= counts(sent);
@@ -255,7 +256,7 @@ private:
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
         const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
-        if (verdict == Verdict::unknown && connection_.good()) undo_acquires();
+        if (verdict == Verdict::unknown && connection_.good()) leave();
         hang_up();
         ++nth_;
         out_.clear();
@@ -271,17 +272,20 @@ private:
         return true;
     }
 
-    /// Those that were not answered in time are released behind, whenever the server comes to it.
-    void undo_acquires() {
-        std::string releases = out_;
+    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind.
+    void leave() {
+        constexpr std::size_t most = 4;
         for (const Sent& sent : under_way_)
-            if (counts(sent) && gives_up(sent.errand)) releases += release_by_body(sent.errand.request());
-        std::string_view rest = releases;
-        connection_.write_some(rest);
+            if (counts(sent) && gives_up(sent.errand)) out_ += release_by_body(sent.errand.request());
+        connection_.leave(out_);
+        if (left_.size() == most) left_.pop_front();
+        left_.push_back(connection_.take_lingering());
     }
 
     const Server& server_;
     Connection connection_;
+    std::deque<Socket>
+        left_; ///< before it, until the server has answered again: by then it has read what was sent there
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
     TimePoint open_by_{};

@@ -6,6 +6,7 @@
 #include "per_process.hpp"
 
 #include <deque>
+#include <list>
 #include <map>
 #include <vector>
 
@@ -45,20 +46,26 @@ public:
     Heralds(const Heralds&) = delete;
     Heralds& operator=(const Heralds&) = delete;
 
-    /// They tell what is left, and nobody waits for that.
+    /// They tell what is left. One that is in a callback is left behind, for that may last, or be what destroys us.
     ~Heralds() {
-        const std::lock_guard guard{shared_->mutex};
+        std::unique_lock guard{shared_->mutex};
         shared_->over = true;
         shared_->news.notify_all();
+        const auto tells = [](const Herald& herald) { return herald.telling; };
+        while (!std::all_of(shared_->heralds.begin(), shared_->heralds.end(), tells)) shared_->settled.wait(guard);
+        for (Herald& herald : shared_->heralds) herald.thread.detach();
+        join_ended();
     }
 
     /// One more, that ends when it is not needed. Throws std::system_error if there is no thread to be had.
     void add() {
-        change_count(+1);
+        const std::lock_guard guard{shared_->mutex};
+        join_ended();
+        const auto self = shared_->heralds.emplace(shared_->heralds.end());
         try {
-            engine_.detach([shared = shared_, engine = engine_] { run(*shared, engine); });
+            self->thread.start([shared = shared_, engine = engine_, self] { run(*shared, engine, self); });
         } catch (...) {
-            change_count(-1);
+            shared_->heralds.erase(self);
             throw;
         }
     }
@@ -74,51 +81,67 @@ public:
     /// When somebody else is to take on what is held up by a callback.
     TimePoint due() const {
         const std::lock_guard guard{shared_->mutex};
-        return shared_->untold.empty() || shared_->count >= most ? TimePoint::max() : relieve_at_;
+        return shared_->untold.empty() || shared_->heralds.size() >= most ? TimePoint::max() : relieve_at_;
     }
 
     void relieve(TimePoint now) {
         if (now < due()) return;
         relieve_at_ = later(now, Millis{2});
-        const int count = change_count(0);
-        for (int more = std::min(count, most - count); more > 0; --more) add();
+        const std::size_t alive = count();
+        for (std::size_t more = std::min(alive, most - alive); more > 0; --more) add();
     }
 
 private:
-    static constexpr int most = 64;
+    static constexpr std::size_t most = 64;
+
+    struct Herald {
+        bool telling = false;
+        typename Engine::Thread thread{};
+    };
+    using Self = typename std::list<Herald>::iterator;
 
     struct Shared {
         std::mutex mutex{};
-        typename Engine::Condition news{};
+        typename Engine::Condition news{}, settled{};
         std::deque<Message> untold{};
-        int count = 0, idle = 0;
-        bool over = false;
+        std::list<Herald> heralds{}, ended{};
+        bool one_waits = false, over = false;
     };
 
-    static void run(Shared& shared, const Engine& engine) {
+    static void run(Shared& shared, const Engine& engine, Self self) {
         std::unique_lock guard{shared.mutex};
         for (;;) {
             if (!shared.untold.empty()) {
                 Message message = std::move(shared.untold.front());
                 shared.untold.pop_front();
+                self->telling = true;
+                if (shared.over) shared.settled.notify_all();
                 guard.unlock();
                 engine.as_program([&] { message.tell(); });
                 message = {};
                 guard.lock();
-            } else if (shared.over || shared.idle > 0) {
-                --shared.count;
+                self->telling = false;
+            } else if (shared.over || shared.one_waits) {
+                shared.ended.splice(shared.ended.end(), shared.heralds, self);
+                if (shared.over) shared.settled.notify_all();
                 return;
             } else {
-                ++shared.idle;
+                shared.one_waits = true;
                 shared.news.wait(guard);
-                --shared.idle;
+                shared.one_waits = false;
             }
         }
     }
 
-    int change_count(int by) {
+    std::size_t count() const {
         const std::lock_guard guard{shared_->mutex};
-        return shared_->count += by;
+        return shared_->heralds.size();
+    }
+
+    /// They have only to return, and need no mutex for that.
+    void join_ended() {
+        for (Herald& herald : shared_->ended) herald.thread.join();
+        shared_->ended.clear();
     }
 
     std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();

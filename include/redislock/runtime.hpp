@@ -170,14 +170,6 @@ public:
 
     System() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &programs_mask_); }
 
-    /// Work that nobody waits for, in a thread of ours.
-    template <class Work>
-    void detach(Work work) const {
-        Thread thread;
-        thread.start(std::move(work));
-        thread.detach();
-    }
-
     /// In a thread of ours, for callbacks: what they start is the program's again, as where this was constructed.
     template <class Work>
     void as_program(Work work) const {

@@ -205,7 +205,6 @@ struct SimNode {
             Task* waiter_ = nullptr;
         };
         static TimePoint now() noexcept;
-        void detach(std::function<void()> work) const { Thread{}.start(std::move(work)); }
         template <class Work>
         void as_program(Work work) const {
             work();
