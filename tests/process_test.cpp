@@ -99,8 +99,6 @@ TEST_CASE("a forked child holds none of its parent's locks, and says nothing for
     }
 }
 
-// In the child of a process with threads gcc's thread sanitizer takes a new thread for one of the parent's, and ends the child.
-#if !defined(__SANITIZE_THREAD__)
 TEST_CASE("a forked child's own locks work, on connections of its own", "[redis][process]") {
     test::RedisServer server;
     Redis redis{server.tcp_uri()};
@@ -119,10 +117,9 @@ TEST_CASE("a forked child's own locks work, on connections of its own", "[redis]
     CHECK(parents.extend(60s) == Outcome::confirmed);
     CHECK(parents.unlock() == Unlocked::confirmed);
 }
-#endif
 
 // The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator new.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child forked while other threads use the same Redis is not stuck with their mutex", "[redis][process]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
@@ -253,7 +250,6 @@ TEST_CASE("a holder that was stopped past its lease knows it at once", "[redis][
     }
 }
 
-#if !defined(__SANITIZE_THREAD__) // as above
 TEST_CASE("a waiter that is stopped while its turn comes and goes does not believe in it afterwards",
           "[redis][process]") {
     test::RedisServer server;
@@ -276,9 +272,8 @@ TEST_CASE("a waiter that is stopped while its turn comes and goes does not belie
     CHECK(locked.hear() == '!');
     CHECK(waiter.was_well());
 }
-#endif
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) // as above
+#if !defined(__SANITIZE_ADDRESS__) // as above
 TEST_CASE("a forked child neither renews its parent's leases nor ends them, and renews its own", "[redis][process]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
