@@ -158,6 +158,27 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
     CHECK(three.are_free_within(5s));
 }
 
+TEST_CASE("a server that restarts has no vote until nobody can have a lease that it has forgotten", "[redis][quorum]") {
+    Servers three{3};
+    std::deque<Redis> nodes;
+    for (test::RedisServer& server : three.servers)
+        nodes.emplace_back(server.unix_uri(), RedisOptions{.restart_delay = 1s});
+    Quorum<Redis> quorum{nodes[0], nodes[1], nodes[2]};
+    const auto votes = [&] { // a fresh server has none yet
+        RedisLock lock{quorum, "k", plain, std::defer_lock};
+        const Failure why = failure([&] { lock.lock(); });
+        CHECK((!why || why.code == Errc::restarted));
+        return !why && lock.unlock() == Unlocked::confirmed;
+    };
+    for (const TimePoint end = quorum.now() + 10s; !votes() && quorum.now() < end;) {
+    }
+    RedisLock lock{quorum, "k", {.ttl = 1s, .renew = false}};
+    for (const std::size_t n : {0u, 1u}) three.servers[n].kill(), three.servers[n].start();
+    RedisLock other{quorum, "k", {.ttl = 1s, .renew = false, .answer_timeout = 50ms}, std::defer_lock};
+    while (!other.owns_lock()) failure([&] { static_cast<void>(other.try_lock()); });
+    CHECK_FALSE(lock.owns_lock());
+}
+
 TEST_CASE("a grant by a minority is undone behind the question, also where the answer was too late",
           "[redis][quorum]") {
     Servers five{5};

@@ -77,6 +77,30 @@ TEST_CASE("a channel that is refused its database asks nothing", "[session]") {
     CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_such_db));
 }
 
+TEST_CASE("a server that may have forgotten leases is not asked, in whichever way", "[session]") {
+    struct Row {
+        const char* info;
+        std::error_code expected{};
+    };
+    for (const Row& row :
+         {Row{"# Server\r\nuptime_in_seconds:6\r\nuptime_in_days:0\r\n", Errc::restarted},
+          Row{"# Server\r\nuptime_in_seconds:7\r\n"},
+          Row{"# Server\r\nuptime_in_seconds:0\r\n# Persistence\r\naof_enabled:1\r\n"},
+          Row{"# Server\r\nuptime_in_seconds:0\r\n# Persistence\r\naof_enabled:0\r\n", Errc::restarted},
+          Row{"# Server\r\n", Errc::unsupported}}) {
+        const std::string info = row.info;
+        const FakeServer fake{says({"$" + std::to_string(info.size()) + "\r\n" + info + "\r\n", "+OK\r\n", ":1\r\n"})};
+        Redis redis{fake.unix_uri(), {.client_name = "", .restart_delay = 6s}};
+        Quorum<Redis> quorum{redis};
+        const auto asked = [](auto& backend) { return backend.ask(request(Verb::acquire)); };
+        for (const Answer& answer : {asked(redis), asked(quorum)}) {
+            CAPTURE(info, answer.why.detail);
+            CHECK(answer.verdict == (row.expected ? Verdict::no : Verdict::yes));
+            CHECK(answer.why.code == row.expected);
+        }
+    }
+}
+
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     const FakeServer fake{says({"+OK\r\n"})};
     CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);

@@ -34,6 +34,7 @@ enum class Errc {
     cluster_down,   ///< -CLUSTERDOWN, -TRYAGAIN
     master_down,    ///< -MASTERDOWN: a replica without its primary
     no_replicas,    ///< -NOREPLICAS: fewer replicas than the server demands
+    restarted,      ///< the server has restarted, and may have forgotten leases: see RedisOptions::restart_delay
     max_clients,    ///< the server has no room for another client
     no_such_db,     ///< SELECT was refused
     unsupported,    ///< the server doesn't know a command that we need
@@ -79,6 +80,7 @@ public:
         case Errc::cluster_down: return "the cluster can not serve the key now";
         case Errc::master_down: return "the replica has lost its primary";
         case Errc::no_replicas: return "the server has too few replicas to write";
+        case Errc::restarted: return "the server has restarted and may have forgotten leases";
         case Errc::max_clients: return "the server has reached its maximum of clients";
         case Errc::no_such_db: return "the server refused the database number";
         case Errc::unsupported: return "the server does not know the command";

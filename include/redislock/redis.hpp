@@ -16,6 +16,11 @@ struct RedisOptions {
 
     /// Connections kept open while nobody uses them. More are opened as more threads ask at once.
     std::size_t idle_connections = 16;
+
+    /// The longest ttl of any client, for a server without an append-only file: as long as it has been up for less, or for up to
+    /// a second more, it is not asked, for it may have forgotten leases that go on (Errc::restarted). In a Quorum it has no vote.
+    /// Each new connection asks by INFO, since none outlives its server. 0: not asked; up to 24 h.
+    Millis restart_delay{0};
 };
 
 namespace detail {
@@ -49,7 +54,8 @@ public:
 
     explicit Redis(Address address, RedisOptions options = {})
         : address_{std::move(address)}, options_{checked(std::move(options))},
-          server_{detail::resolve(address_), detail::Greeting{address_, options_.client_name}} {}
+          server_{detail::resolve(address_), detail::Greeting{address_, options_.client_name, options_.restart_delay}} {
+    }
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
@@ -137,6 +143,9 @@ private:
             if (c <= ' ' || c >= 127)
                 detail::refuse("client_name", "\"" + options.client_name + "\"",
                                "ASCII that is printable, without spaces");
+        if (options.restart_delay < Millis::zero() || options.restart_delay > Options::longest_ttl)
+            detail::refuse("restart_delay", detail::in_ms(options.restart_delay),
+                           "0 to " + detail::in_ms(Options::longest_ttl));
         return options;
     }
 

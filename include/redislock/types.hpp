@@ -160,6 +160,7 @@ struct Answer {
         case Errc::cluster_down:
         case Errc::master_down:
         case Errc::no_replicas:
+        case Errc::restarted:
         case Errc::max_clients: return true;
         default: return false;
         }
