@@ -206,6 +206,12 @@ TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
             while (!detail::stopped({TimePoint::max(), lost.fd()})) std::this_thread::yield();
             CHECK_FALSE(lock.owns_lock());
         }
+        SECTION("as does an extension that makes no difference") {
+            second.stop();
+            primary.command({"PEXPIRE", "k", "60000"});
+            CHECK(lock.extend(2s) == Outcome::unknown);
+            second.go_on();
+        }
         SECTION("and over a majority it is numbered also after its script was forgotten") {
             Quorum quorum{redis};
             const Options numbered{.ttl = 10s, .fenced = true, .min_replicas = 2};

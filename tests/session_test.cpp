@@ -164,6 +164,32 @@ TEST_CASE("an extension that too few replicas have is unknown", "[session]") {
     CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::no_replicas));
 }
 
+TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer", "[session]") {
+    const FakeServer fake{[](Peer& peer, int) {
+        if (peer.read().find("WAIT\r\n$1\r\n2") == std::string::npos) peer.send(":1\r\n:1\r\n");
+        peer.wait_for_the_end();
+    }};
+    const Address address = Address::parse(fake.unix_uri());
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    detail::ServerPort port{server};
+    const detail::Alarm alarm;
+    const auto send = [&](unsigned replicas) {
+        const auto holding = std::make_shared<detail::Holding>("k", Options{.min_replicas = replicas});
+        port.send({holding, token, now(), later(now(), generous)});
+    };
+    send(2);
+    send(1);
+    unsigned answered = 0;
+    const auto advance = [&] {
+        port.advance(now(), [&](const detail::Renewal& renewal, const Answer& answer) {
+            CHECK(answer.verdict == Verdict::yes);
+            answered = renewal.holding->options.min_replicas;
+        });
+    };
+    for (advance(); answered == 0; advance()) port.wait(alarm);
+    CHECK(answered == 1);
+}
+
 TEST_CASE("a server that has forgotten its scripts is told again by those who wait", "[redis][session]") {
     test::RedisServer server;
     Redis redis{server.unix_uri(), {.client_name = ""}};

@@ -28,18 +28,17 @@ class Channel {
 public:
     explicit Channel(const Server& server) : server_{server} {}
 
-    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline; `groups` are ranges of channels.
-    template <class... Groups>
-    static void wait(const Deadline& deadline, const Groups&... groups) {
-        std::array<pollfd, 32> entries{{{deadline.stop, POLLIN, 0}}};
-        std::size_t count = 1;
+    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited for,
+    /// whatever becomes of it.
+    template <class Channels>
+    static void wait(const Deadline& deadline, const Channels& channels) {
+        std::vector<pollfd> entries{{deadline.stop, POLLIN, 0}};
         TimePoint until = deadline.at;
-        const auto add = [&](const Channel& channel) {
-            entries[count++] = channel.entry();
+        for (const Channel& channel : channels) {
+            if (channel.owed() > 0) entries.push_back(channel.entry());
             until = std::min(until, channel.due());
-        };
-        (std::for_each(std::begin(groups), std::end(groups), add), ...);
-        detail::wait(std::span{entries}.first(count), until);
+        }
+        detail::wait(entries, until);
     }
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
@@ -109,10 +108,8 @@ private:
         bool in_full = false, is_wait = false;
     };
 
-    /// One that is idle is not waited for, whatever becomes of it.
     pollfd entry() const noexcept {
-        return {owed() > 0 ? connection_.fd() : -1, static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN),
-                0};
+        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
     }
 
     void hang_up() noexcept {
@@ -298,6 +295,34 @@ private:
     unsigned acquires_ = 0;                         ///< among them
     std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
     unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
+};
+
+/// Channels to each of some places, and others for each number of replicas, so that who waits for replicas holds up only his like.
+template <class Channel, class Place>
+class Ways {
+public:
+    explicit Ways(std::vector<Place*> places) : places_{std::move(places)} {}
+
+    /// The index of the first of those for so many replicas: one for each place, in their order.
+    std::size_t first(unsigned replicas) {
+        const auto at = std::find(counts_.begin(), counts_.end(), replicas) - counts_.begin();
+        const std::size_t first = static_cast<std::size_t>(at) * places_.size();
+        while (all.size() < first + places_.size()) all.emplace_back(*places_[all.size() - first]);
+        if (at == std::ssize(counts_)) counts_.push_back(replicas);
+        return first;
+    }
+
+    TimePoint due() const noexcept {
+        TimePoint due = TimePoint::max();
+        for (const Channel& channel : all) due = std::min(due, channel.due());
+        return due;
+    }
+
+    std::deque<Channel> all;
+
+private:
+    const std::vector<Place*> places_;
+    std::vector<unsigned> counts_;
 };
 
 } // namespace redislock::detail

@@ -28,36 +28,27 @@ class QuorumPort {
 public:
     using Engine = typename Node::Engine;
 
-    explicit QuorumPort(const std::vector<Node*>& nodes) {
-        for (Node* node : nodes) ways_.emplace_back(*node), durable_ways_.emplace_back(*node);
-    }
+    explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, ways_{nodes} {}
 
     void send(Renewal renewal) {
-        auto& ways = renewal.holding->options.min_replicas > 0 ? durable_ways_ : ways_;
-        const auto ballot = std::make_shared<Ballot<Asked>>(static_cast<unsigned>(ways.size()), std::move(renewal));
-        for (std::size_t n = 0; n < ways.size(); ++n) ways[n].send({ballot, n});
+        const std::size_t first = ways_.first(renewal.holding->options.min_replicas);
+        const auto ballot = std::make_shared<Ballot<Asked>>(static_cast<unsigned>(nodes_), std::move(renewal));
+        for (std::size_t n = 0; n < nodes_; ++n) ways_.all[first + n].send({ballot, n});
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (auto* ways : {&ways_, &durable_ways_})
-            for (Way& way : *ways)
-                way.advance(now, [&](const Vote<Asked>& vote, const Answer& answer) {
-                    Ballot<Asked>& ballot = *vote.ballot;
-                    ballot.count(vote.node, answer);
-                    if (ballot.is_decided() && !std::exchange(ballot.closed, true))
-                        answered(ballot.asked.renewal, ballot.result());
-                });
+        for (Way& way : ways_.all)
+            way.advance(now, [&](const Vote<Asked>& vote, const Answer& answer) {
+                Ballot<Asked>& ballot = *vote.ballot;
+                ballot.count(vote.node, answer);
+                if (ballot.is_decided() && !std::exchange(ballot.closed, true))
+                    answered(ballot.asked.renewal, ballot.result());
+            });
     }
 
-    TimePoint due() const noexcept {
-        TimePoint due = TimePoint::max();
-        for (const auto* ways : {&ways_, &durable_ways_})
-            for (const Way& way : *ways) due = std::min(due, way.due());
-        return due;
-    }
-
-    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, ways_, durable_ways_); }
+    TimePoint due() const noexcept { return ways_.due(); }
+    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
 
 private:
     struct Asked {
@@ -68,7 +59,8 @@ private:
     };
     using Way = typename Node::template Link<Vote<Asked>>;
 
-    std::deque<Way> ways_, durable_ways_;
+    const std::size_t nodes_;
+    Ways<Way, Node> ways_;
 };
 
 } // namespace detail

@@ -24,23 +24,26 @@ struct RedisOptions {
 };
 
 namespace detail {
-/// The way of renewals to a server: two, so that those that wait for replicas hold up no others.
+/// The way of renewals to a server.
 class ServerPort {
 public:
     using Engine = System;
 
-    explicit ServerPort(const Server& server) : ways_{Channel<Renewal>{server}, Channel<Renewal>{server}} {}
+    explicit ServerPort(const Server& server) : ways_{{&server}} {}
 
-    TimePoint due() const noexcept { return std::min(ways_[0].due(), ways_[1].due()); }
-    void send(Renewal renewal) { ways_[renewal.holding->options.min_replicas > 0].send(std::move(renewal)); }
+    void send(Renewal renewal) {
+        Channel<Renewal>& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
+        way.send(std::move(renewal));
+    }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Channel<Renewal>& way : ways_) way.advance(now, answered);
+        for (Channel<Renewal>& way : ways_.all) way.advance(now, answered);
     }
-    void wait(const Alarm& alarm) const { Channel<Renewal>::wait({TimePoint::max(), alarm.fd()}, ways_); }
+    TimePoint due() const noexcept { return ways_.due(); }
+    void wait(const Alarm& alarm) const { Channel<Renewal>::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
 
 private:
-    Channel<Renewal> ways_[2];
+    Ways<Channel<Renewal>, const Server> ways_;
 };
 } // namespace detail
 

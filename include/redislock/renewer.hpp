@@ -215,7 +215,10 @@ private:
                 sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due(), untold});
                 alarm_.set(sleeps_until_);
             }
-            port_.wait(alarm_);
+            try {
+                port_.wait(alarm_);
+            } catch (const std::bad_alloc&) { // then there is more to do than to wait
+            }
         }
     }
 

@@ -82,14 +82,13 @@ return 1
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; where later grants are to have higher numbers than
 /// ARGV[4], ARGV[3] is the counter.
+/// It writes in any case, so that WAIT tells who knows how long the key lives.
 /// Returns 1: it is ours, and lives for that long or longer; 0: it is another's; -1: there is none.
 inline constexpr std::string_view extend_script = R"lua(local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] then
   return holder and 0 or -1
 end
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-end
+redis.call('PEXPIRE', KEYS[1], math.max(ARGV[2], redis.call('PTTL', KEYS[1])))
 if ARGV[3] and tonumber(redis.call('GET', ARGV[3]) or 0) < tonumber(ARGV[4]) then
   redis.call('SET', ARGV[3], ARGV[4], 'PX', 86400000)
 end
@@ -129,7 +128,7 @@ return left
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
 inline constexpr std::string_view acquire_sha = "68b120bff1c4ecd0223f8e9f83689a9de1bb41c1";
-inline constexpr std::string_view extend_sha = "184422fd51856339e7cc87a2afd3fb03f081f4e5";
+inline constexpr std::string_view extend_sha = "14aab53cd88d6cc30b28d6094f860563b47ce84e";
 inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
 
 /// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now.

@@ -1,0 +1,89 @@
+// What becomes of locks when there is no memory, at each allocation in turn.
+#include "catch.hpp"
+#include "redis_server.hpp"
+
+#include <redislock/redislock.hpp>
+
+#include <atomic>
+#include <cstdlib>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+
+namespace {
+
+/// After how many allocations of this thread the next one fails, and after how many of all threads but those that ask to be
+/// spared; less than 0: none.
+thread_local constinit int good_for = -1;
+std::atomic<int> others_good_for = -1;
+thread_local constinit bool spared = false;
+
+bool is_to_fail() noexcept {
+    if (good_for >= 0) return good_for-- == 0;
+    return !spared && others_good_for.load() >= 0 && others_good_for.fetch_sub(1) == 0;
+}
+
+} // namespace
+
+void* operator new(std::size_t size) {
+    if (is_to_fail()) throw std::bad_alloc{};
+    if (void* memory = std::malloc(size)) return memory;
+    throw std::bad_alloc{};
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+/// A lock's life with no memory for one allocation after the other, until there is enough; and another's after each.
+template <class Backend>
+void survive(Backend& backend, test::RedisServer& server, const Options& options) {
+    for (int failing = 0;; ++failing) {
+        CAPTURE(failing);
+        Unlocked unlocked = Unlocked::not_held;
+        good_for = failing;
+        try {
+            RedisLock lock{backend, "k", options};
+            if (options.renew) static_cast<void>(lock.lost());
+            static_cast<void>(lock.extend(60s));
+            unlocked = lock.unlock();
+        } catch (const std::bad_alloc&) {
+        }
+        const bool was_enough = std::exchange(good_for, -1) >= 0;
+        CHECK((unlocked == Unlocked::unknown || server.integer({"EXISTS", "k"}) == 0));
+        server.command({"DEL", "k"});
+        CHECK(RedisLock{backend, "k", options}.unlock() == Unlocked::confirmed);
+        if (was_enough) return;
+    }
+}
+
+} // namespace
+
+TEST_CASE("a lock for which there is no memory is not left behind, and the next one is had", "[redis][allocation]") {
+    test::RedisServer server;
+    const bool renew = GENERATE(false, true), fenced = GENERATE(false, true);
+    Redis redis{server.unix_uri()};
+    survive(redis, server, {.ttl = 60s, .renew = renew, .fenced = fenced});
+}
+
+TEST_CASE("nor where a majority is asked", "[redis][allocation]") {
+    test::RedisServer server;
+    const bool renew = GENERATE(false, true), fenced = GENERATE(false, true);
+    Redis redis{server.unix_uri()};
+    Quorum quorum{redis};
+    survive(quorum, server, {.ttl = 60s, .renew = renew, .fenced = fenced});
+}
+
+TEST_CASE("a loss is told, though there is no memory for it at first", "[redis][allocation]") {
+    test::RedisServer server;
+    spared = true;
+    for (int failing = 0; others_good_for.exchange(-1) < 0; ++failing) {
+        Redis redis{server.unix_uri()}; // with threads of its own
+        RedisLock lock{redis, "k", 300ms};
+        const detail::StopSignal lost{lock.lost()};
+        others_good_for = failing;
+        server.command({"DEL", "k"});
+        CHECK(detail::wait(lost.fd(), POLLIN, later(detail::now(), 10s)));
+    }
+    spared = false;
+}
