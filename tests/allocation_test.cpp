@@ -1,37 +1,15 @@
 // What becomes of locks when there is no memory, at each allocation in turn.
+#include "allocation.hpp"
 #include "catch.hpp"
 #include "redis_server.hpp"
 
 #include <redislock/redislock.hpp>
 
-#include <atomic>
-#include <cstdlib>
-
 using namespace redislock;
 using namespace std::chrono_literals;
-
-namespace {
-
-/// After how many allocations of this thread the next one fails, and after how many of all threads but those that ask to be
-/// spared; less than 0: none.
-thread_local constinit int good_for = -1;
-std::atomic<int> others_good_for = -1;
-thread_local constinit bool spared = false;
-
-bool is_to_fail() noexcept {
-    if (good_for >= 0) return good_for-- == 0;
-    return !spared && others_good_for.load() >= 0 && others_good_for.fetch_sub(1) == 0;
-}
-
-} // namespace
-
-void* operator new(std::size_t size) {
-    if (is_to_fail()) throw std::bad_alloc{};
-    if (void* memory = std::malloc(size)) return memory;
-    throw std::bad_alloc{};
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+using test::good_for;
+using test::others_good_for;
+using test::spared;
 
 namespace {
 
