@@ -1,6 +1,8 @@
 #include "catch.hpp"
 
-#include <redislock/types.hpp>
+#include <redislock/observer.hpp>
+
+#include <sstream>
 
 using namespace redislock;
 using namespace std::chrono_literals;
@@ -95,6 +97,17 @@ TEST_CASE("every error has a sentence of its own", "[types]") {
     CHECK(std::adjacent_find(sentences.begin(), sentences.end()) == sentences.end());
     CHECK(std::find(sentences.begin(), sentences.end(), category().message(12345)) == sentences.end());
     CHECK(std::string{category().name()} == "redislock");
+}
+
+TEST_CASE("what became of a lease can be printed, even if it is no value of its type", "[types]") {
+    std::ostringstream text;
+    for (const Outcome outcome :
+         {Outcome::confirmed, Outcome::expired, Outcome::stolen, Outcome::unknown, Outcome::not_held, Outcome{99}})
+        text << to_string(outcome) << ' ';
+    for (const Loss loss : {Loss::expired, Loss::stolen, Loss::timed_out, Loss::max_hold, Loss{99}})
+        text << to_string(loss) << ' ';
+    CHECK(text.str() == "confirmed expired stolen unknown not_held (no outcome) "
+                        "expired stolen timed_out max_hold (no loss) ");
 }
 
 TEST_CASE("busy, trouble and refusal are told apart", "[types]") {

@@ -14,6 +14,17 @@ enum class Loss {
     max_hold,  ///< it was renewed for `Options::max_hold`; it can still be used until its end
 };
 
+/// The name of the enumerator.
+constexpr std::string_view to_string(Loss loss) noexcept {
+    switch (loss) {
+    case Loss::expired: return "expired";
+    case Loss::stolen: return "stolen";
+    case Loss::timed_out: return "timed_out";
+    case Loss::max_hold: return "max_hold";
+    }
+    return "(no loss)";
+}
+
 /// A table of functions for an application's metrics, each of which may be left out; to be pointed to by Options::observer.
 /// It and its context must outlive the backend too, and any loss that is being told, for that may go on when the lock is gone, even
 /// after `released`: as a rule, make them static. One that is not set costs a comparison. Nothing is allocated for

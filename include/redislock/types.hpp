@@ -178,6 +178,18 @@ enum class Outcome {
 
 using Unlocked = Outcome;
 
+/// The name of the enumerator.
+constexpr std::string_view to_string(Outcome outcome) noexcept {
+    switch (outcome) {
+    case Outcome::confirmed: return "confirmed";
+    case Outcome::expired: return "expired";
+    case Outcome::stolen: return "stolen";
+    case Outcome::unknown: return "unknown";
+    case Outcome::not_held: return "not_held";
+    }
+    return "(no outcome)";
+}
+
 struct Observer;
 
 /// The part of a lease that can't be relied upon: `drift` of it, and 2 ms for the server's and our own rounding.
