@@ -72,6 +72,15 @@ TEST_CASE("what is no URI of a server is refused with the reason", "[address]") 
     }
 }
 
+TEST_CASE("who wants TLS is told how to have it", "[address]") {
+    try {
+        Address::parse("rediss://h");
+        FAIL("not refused");
+    } catch (const std::system_error& error) {
+        CHECK_THAT(error.what(), containing("a TLS proxy, such as stunnel") && containing("redis:// or unix://"));
+    }
+}
+
 TEST_CASE("no refusal shows a password, nor a byte that a terminal obeys", "[address]") {
     for (const std::string uri :
          {"redis://me:hunter2@h:x", "redis://me:hunter2@h/?x", "redis://:hunter2/1@h", "redis://me:hunter2?@h",

@@ -40,7 +40,9 @@ public:
         std::string scheme{rest_.substr(0, scheme_end)};
         for (char& c : scheme) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
         rest_.remove_prefix(scheme_end + 3);
-        if (scheme == "rediss") refuse("TLS is not built in: a rediss:// server would be spoken to in the clear");
+        if (scheme == "rediss")
+            refuse("TLS is not built in; put a TLS proxy, such as stunnel, before the server, and connect to that by "
+                   "redis:// or unix://");
         if (scheme != "redis" && scheme != "unix") refuse("its scheme is not redis:// or unix://");
         const std::string_view query = split_off('?');
         if (rest_.find('#') != rest_.npos || query.find('#') != query.npos) refuse("it has a fragment");
