@@ -101,6 +101,25 @@ TEST_CASE("a server that may have forgotten leases is not asked, in whichever wa
     }
 }
 
+TEST_CASE("a server that has no room for another client says so, in whichever way it is asked", "[session]") {
+    for (const std::string client_name : {"", "me"})
+        for (const bool reads : {true, false}) {
+            const FakeServer fake{[&](Peer& peer, int) {
+                if (reads) peer.read();
+                peer.send("-ERR max number of clients reached\r\n");
+            }};
+            Redis redis{fake.unix_uri(), {.client_name = client_name}};
+            Quorum<Redis> quorum{redis};
+            const auto asked = [](auto& backend) { return backend.ask(request(Verb::acquire)); };
+            for (const Answer& answer : {asked(redis), asked(quorum)}) {
+                CAPTURE(client_name, reads, answer.why.detail);
+                CHECK(answer.verdict != Verdict::yes);
+                CHECK(answer.why.code == Errc::max_clients);
+                CHECK_THAT(answer.why.detail, containing("max number of clients reached"));
+            }
+        }
+}
+
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     const FakeServer fake{says({"+OK\r\n"})};
     CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);

@@ -95,7 +95,7 @@ public:
         }
         while (opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
-        if (phase_ != Phase::closed && !connection_.good()) fail(connection_.failure(), answered);
+        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_), answered);
         if (!pausing_ && due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
     }
 

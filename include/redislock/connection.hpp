@@ -107,9 +107,9 @@ public:
     /// Where the time is up, `last_words` are written behind the unanswered command, as far as that goes without
     /// waiting: the server reads them in this order, whenever it may be.
     const Reply* read(const Deadline& deadline, std::string_view last_words = {}) {
-        for (; owed_ > 0; --owed_) {
+        while (owed_ > 0) {
             if (!next(deadline, last_words)) return nullptr;
-            if (reply_.is_error()) objection_.swap(reply_.text);
+            skip();
         }
         return next(deadline, last_words) ? &reply_ : nullptr;
     }
@@ -119,7 +119,7 @@ public:
         for (bool more = true; good();) {
             if (parsed()) {
                 if (owed_ == 0) return &reply_;
-                --owed_;
+                skip();
             } else if (good() && reader_->len - reader_->pos > longest_reply) {
                 fail(Errc::protocol_error, "the reply is too long");
             } else if (more && good()) {
@@ -226,6 +226,12 @@ private:
             return fail(Errc::protocol_error, reader_->errstr);
         whole_ = reply != nullptr;
         return whole_ && (reply_.type != 0 || fail(Errc::protocol_error, "a reply of RESP3"));
+    }
+
+    /// A reply that is owed to an earlier user.
+    void skip() {
+        --owed_;
+        if (reply_.is_error()) objection_.swap(reply_.text);
     }
 
     /// One who hangs up on us may have said why.

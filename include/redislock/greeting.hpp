@@ -66,6 +66,14 @@ private:
     std::string bytes_;
 };
 
+/// Why the connection has failed. A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
+inline Failure why_not(const Connection& connection) {
+    const std::string& said = connection.objection();
+    const bool refused = said.starts_with("DENIED") || meaning(said) == Errc::max_clients;
+    if (connection.failure().code == Errc::disconnected && refused) return {meaning(said), said};
+    return connection.failure();
+}
+
 /// Where a server is, and what to say to it first.
 struct Server {
     std::vector<Endpoint> endpoints;

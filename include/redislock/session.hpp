@@ -13,10 +13,10 @@ public:
     bool open(const Server& server, const Deadline& deadline) {
         const Greeting& greeting = server.greeting;
         if (!connection_.open(server.endpoints, deadline) || !connection_.write(greeting.bytes(), deadline))
-            return refuse(why_not());
+            return refuse(why_not(connection_));
         for (std::size_t nth = 0; nth < greeting.awaited(); ++nth) {
             const Reply* reply = connection_.read(deadline);
-            if (reply == nullptr) return refuse(why_not());
+            if (reply == nullptr) return refuse(why_not(connection_));
             if (Failure objection = greeting.objection(nth, *reply)) return refuse(std::move(objection));
         }
         if (greeting.has_name()) connection_.owe_reply();
@@ -240,16 +240,8 @@ private:
 
     std::string_view undo(const Request& request) { return unanswered_(request, release_by_body); }
 
-    Answer unanswered() const { return {Verdict::unknown, why_not()}; }
-    Answer not_sent() const { return {Verdict::no, why_not()}; }
-
-    /// A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
-    Failure why_not() const {
-        const std::string& said = connection_.objection();
-        const bool refused = said.starts_with("DENIED") || meaning(said) == Errc::max_clients;
-        if (connection_.failure().code == Errc::disconnected && refused) return {meaning(said), said};
-        return connection_.failure();
-    }
+    Answer unanswered() const { return {Verdict::unknown, why_not(connection_)}; }
+    Answer not_sent() const { return {Verdict::no, why_not(connection_)}; }
 
     Answer not_understood() { return settled({Verdict::unknown, {Errc::protocol_error, {}}}); }
 
