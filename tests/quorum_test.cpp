@@ -109,6 +109,31 @@ TEST_CASE("a minority of dead servers costs their votes alone, and a majority is
     CHECK((RedisLock{quorum, "k", plain}).owns_lock());
 }
 
+TEST_CASE("where no majority can be had, the error tells how many servers failed, and one of them with what",
+          "[redis][quorum]") {
+    test::RedisServer server;
+    Redis one{server.unix_uri()};
+    const std::string user_info = GENERATE("", ":hunter2@");
+    CAPTURE(user_info);
+    test::RedisServer closed{{"--requirepass", "another"}}, shut{{"--requirepass", "another"}};
+    if (user_info.empty()) closed.kill(), shut.kill();
+    const auto uri = [&](int port) { return "redis://" + user_info + "127.0.0.1:" + std::to_string(port); };
+    Redis second{uri(closed.port())}, third{uri(shut.port())};
+    Quorum quorum{one, second, third};
+    for (const Failure& why : {failure([&] {
+                                   return RedisLock{quorum, "k", plain};
+                               }),
+                               failure([&] { return inspect(quorum, "k"); })}) {
+        CAPTURE(why.detail);
+        CHECK(why.code == (user_info.empty() ? Errc::unreachable : Errc::auth_failed));
+        const auto failed = why.detail.find("2 of 3 servers failed; 127.0.0.1:");
+        REQUIRE(failed != std::string::npos);
+        CHECK(why.detail.find("127.0.0.1:") == why.detail.rfind("127.0.0.1:"));
+        CHECK_THAT(why.detail, !containing("hunter2"));
+        if (user_info.empty()) CHECK_THAT(why.detail, containing(": Connection refused: the server can not be"));
+    }
+}
+
 TEST_CASE("a minority of frozen servers is not waited for, and finds all released when it goes on", "[redis][quorum]") {
     Servers five{5};
     Quorum<Redis> quorum = five.quorum();

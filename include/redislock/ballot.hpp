@@ -9,6 +9,13 @@
 
 namespace redislock::detail {
 
+/// Why nothing has a majority: how many have no vote, and what the trouble was with the last of them.
+inline Failure no_majority(std::size_t failed, std::size_t nodes, const Failure& trouble) {
+    const std::string count = std::to_string(failed) + " of " + std::to_string(nodes) + " servers failed";
+    if (!trouble) return {Errc::timed_out, count};
+    return {trouble.code, trouble.detail.empty() ? count : count + "; " + trouble.detail};
+}
+
 /// A question that outlives the call in which it was asked, for answers to it may come later.
 class Question {
 public:
@@ -57,7 +64,7 @@ public:
             ++stolen_;
         } else {
             sent_ |= answer.verdict == Verdict::unknown;
-            if (!trouble_ || !Answer{Verdict::no, answer.why}.is_trouble()) trouble_ = answer.why;
+            if (!trouble_ || Answer{Verdict::no, trouble_}.is_trouble()) trouble_ = answer.why; // a refusal tells more
         }
     }
 
@@ -79,8 +86,10 @@ public:
         } else if (cannot_win(expired_ + stolen_)) {
             return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
         }
+        const unsigned heard =
+            is_decided() ? counted_ : nodes_; // else the time is up, and those still to come are late
         return {sent_ || yes_ > 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
-                trouble_ ? trouble_ : Failure{Errc::timed_out, {}}};
+                no_majority(heard - yes_ - busy_ - expired_ - stolen_, nodes_, trouble_)};
     }
 
     /// Whether a majority has said the number that is the grant's.

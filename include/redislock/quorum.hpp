@@ -142,7 +142,8 @@ public:
             holder = one;
             return {Verdict::yes};
         }
-        return most_alike + silent > nodes_.size() / 2 ? trouble : Answer{Verdict::no, {Errc::expired, {}}};
+        if (most_alike + silent <= nodes_.size() / 2) return {Verdict::no, {Errc::expired, {}}};
+        return {trouble.verdict, detail::no_majority(silent, nodes_.size(), trouble.why)};
     }
 
     /// Renewals travel on connections of their own, in a thread that is started with the first of them.
@@ -229,8 +230,7 @@ private:
             for (std::size_t n = 0; n < links.size(); ++n)
                 if (links[n].owed() > 0)
                     links[n].advance(now, [&](const Vote& vote, Answer answer) {
-                        if (answer.is_trouble() && !answer.why.detail.empty())
-                            answer.why.detail.insert(0, quorum.nodes_[n]->name() + ": ");
+                        if (!answer.is_busy()) detail::locate(answer.why, *quorum.nodes_[n]);
                         if (links[n].is_closed())
                             quorum.health_[n].failed(now);
                         else

@@ -45,6 +45,14 @@ public:
 private:
     Ways<Channel<Renewal>, const Server> ways_;
 };
+
+/// Errors tell which server it was, once.
+template <class Node>
+void locate(Failure& why, const Node& node) {
+    if (!why) return;
+    const std::string name = node.name();
+    if (!why.detail.starts_with(name)) why.detail.insert(0, why.detail.empty() ? name : name + ": ");
+}
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
@@ -88,13 +96,16 @@ public:
                                     [&](detail::Session& other) { return other.announce(question); });
             });
         });
-        return located(std::move(answer));
+        detail::locate(answer.why, *this);
+        return answer;
     }
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        return located(
-            with_session(deadline, [&](detail::Session& session) { return session.inspect(key, deadline, holder); }));
+        Answer answer =
+            with_session(deadline, [&](detail::Session& session) { return session.inspect(key, deadline, holder); });
+        detail::locate(answer.why, *this);
+        return answer;
     }
 
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
@@ -104,13 +115,6 @@ public:
     void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
 
 private:
-    /// Errors tell which server it was.
-    Answer located(Answer answer) const {
-        const std::string address = name() + ": ";
-        if (!answer.why.detail.empty() && !answer.why.detail.starts_with(address)) answer.why.detail.insert(0, address);
-        return answer;
-    }
-
     /// With one from the pool, or else a new one, if it's open by the deadline.
     template <class Use>
     Answer with_session(const Deadline& deadline, Use use) {
