@@ -147,6 +147,20 @@ TEST_CASE("many threads share one Redis, and its idle connections are bounded", 
     CHECK(named <= 2);
 }
 
+TEST_CASE("a URI may be any text, and a null pointer is refused", "[redis]") {
+    const std::string text = "redis://127.0.0.1:7000";
+    char array[] = "redis://127.0.0.1:7000";
+    char* const pointer = array;
+    for (const std::string& name :
+         {Redis{text}.name(), Redis{std::string_view{text}}.name(), Redis{text.c_str()}.name(), Redis{pointer}.name(),
+          Redis{array, {.client_name = "me"}}.name(), Redis{Address{.host = "127.0.0.1", .port = "7000"}}.name()})
+        CHECK(name == "127.0.0.1:7000");
+    const char* const unset = nullptr;
+    const Failure refused = failure([&] { Redis{unset}; });
+    CHECK(refused.code == Errc::bad_uri);
+    CHECK_THAT(refused.detail, containing("null pointer"));
+}
+
 TEST_CASE("the URI's database is selected, and the client named", "[redis]") {
     test::RedisServer& instance = server();
     for (const std::string& uri : {instance.unix_uri() + "?db=3", instance.tcp_uri() + "/3"}) {

@@ -63,6 +63,12 @@ public:
     /// Throws std::system_error: Errc::bad_uri, Errc::unresolved, Errc::bad_option.
     explicit Redis(std::string_view uri, RedisOptions options = {}) : Redis{Address::parse(uri), std::move(options)} {}
 
+    /// Where the environment has no such variable, std::getenv() gives a null pointer: Errc::bad_uri.
+    explicit Redis(const char* uri, RedisOptions options = {})
+        : Redis{uri ? Address::parse(uri) : throw std::system_error{Errc::bad_uri, "a null pointer"},
+                std::move(options)} {}
+    explicit Redis(std::nullptr_t, RedisOptions options = {}) = delete;
+
     explicit Redis(Address address, RedisOptions options = {})
         : address_{std::move(address)}, options_{checked(std::move(options))},
           server_{detail::resolve(address_), detail::Greeting{address_, options_.client_name, options_.restart_delay}} {
