@@ -65,10 +65,16 @@ private:
 
 } // namespace detail
 
+/// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI.
+template <class Node>
+concept Voter = requires(const Node& node) {
+    node.name();
+};
+
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
 /// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
 /// vote, and is asked again ever more seldom, up to every second.
-template <class Node>
+template <Voter Node>
 class Quorum {
 public:
     /// Throws Errc::bad_option for an even number of servers, more than 15, or one that is named twice.
@@ -310,10 +316,6 @@ private:
     detail::PerProcess<Pool> pool_;
     detail::Renewers<detail::QuorumPort<Node>> renewers_;
 };
-
-template <class Node, class... More>
-requires requires(Node& node) { node.name(); }
-Quorum(Node&, More&...)->Quorum<Node>;
 
 static_assert(FencingBackend<Quorum<Redis>>);
 
