@@ -16,6 +16,7 @@
 
 #include <future>
 #include <iostream>
+#include <sstream>
 
 using namespace std::chrono_literals;
 using namespace std::string_literals;
@@ -77,6 +78,13 @@ struct Duration {
         return in;
     }
 };
+
+/// What is wrong with it; empty: nothing.
+std::string objection(const std::string& text) {
+    std::istringstream in{text};
+    Duration duration;
+    return in >> duration && in.peek() == EOF ? "" : '"' + text + "\" is no whole number with a unit, such as 30s";
+}
 
 struct Settings {
     std::string key{};
@@ -313,14 +321,22 @@ int main(int argc, char** argv) {
                  "redis-flock"};
     app.get_formatter()->label("OPTIONS", "OPTION]... -- COMMAND [ARGUMENT"); // in the usage
     app.footer(manual);
-    app.add_option("--key", settings.key, "what to lock")->required()->type_name("KEY");
+    app.allow_extras(); // for a message of ours
+    app.failure_message([](const CLI::App*, const CLI::Error& error) {
+        return "redis-flock: "s + error.what() + "; --help tells the rest\n";
+    });
+    app.set_version_flag("--version", "redis-flock " + std::to_string(REDISLOCK_VERSION_MAJOR) + '.' +
+                                          std::to_string(REDISLOCK_VERSION_MINOR) + '.' +
+                                          std::to_string(REDISLOCK_VERSION_PATCH));
+    const auto key = app.add_option("--key", settings.key, "what to lock; required")->type_name("KEY");
     app.add_option("--ttl", settings.ttl, "how long the lock outlives a dead redis-flock (default 30s)");
     const auto wait =
         app.add_option("--wait", settings.wait, "how long to wait for the lock; 0: ask once (default: for ever)");
     app.add_flag("--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
     app.add_option("--kill-after", settings.kill_after,
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
-    for (const char* name : {"--ttl", "--wait", "--kill-after"}) app.get_option(name)->type_name("DURATION");
+    for (const char* name : {"--ttl", "--wait", "--kill-after"})
+        app.get_option(name)->check(objection)->type_name("DURATION");
     app.add_option("--url", settings.url, "the server (default redis://127.0.0.1:6379)")
         ->type_name("URL")
         ->envname("REDIS_URL");
@@ -330,6 +346,11 @@ int main(int argc, char** argv) {
     app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
     try {
         app.parse(static_cast<int>(split - argv), argv);
+        if (const auto rest = app.remaining(); !rest.empty())
+            throw CLI::ValidationError{rest[0].starts_with('-')
+                                           ? "there is no option " + rest[0]
+                                           : '"' + rest[0] + "\" is no option; the command follows --"};
+        if (key->empty()) throw CLI::RequiredError{"--key"};
         if (settings.status == (*words != nullptr))
             throw CLI::ValidationError{"COMMAND",
                                        settings.status ? "--status takes none" : "none given; it follows --"};
