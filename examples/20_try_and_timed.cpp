@@ -4,15 +4,15 @@
 #include <cstdlib>
 #include <iostream>
 
-using namespace std::chrono_literals;
 using redislock::Errc;
-using redislock::Unlocked;
 
 int main() try {
     const char* url = std::getenv("REDIS_URL");
     redislock::Redis redis{url ? url : "redis://127.0.0.1:6379"};
 
     // [try_and_timed]
+    using namespace std::chrono_literals;
+    using redislock::Unlocked;
     redislock::RedisLock lock{redis, "reports:daily", 10s, std::try_to_lock}; // asks once
     if (!lock) {
         std::cout << "Somebody else writes the report.\n";

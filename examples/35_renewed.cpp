@@ -5,11 +5,10 @@
 #include <iostream>
 #include <thread>
 
-using namespace std::chrono_literals;
-
 namespace {
 
 // [renewed]
+using namespace std::chrono_literals;
 bool import_all(redislock::Redis& redis, int steps) {
     redislock::RedisLock lock{redis, "import:renewed", 3s};
     const std::stop_token lost = lock.lost();

@@ -4,8 +4,6 @@
 #include <deque>
 #include <iostream>
 
-using namespace std::chrono_literals;
-
 int main(int argc, char** argv) try {
     if (argc < 4) {
         std::cerr << "usage: 70_majority URI URI URI...\n"
@@ -17,7 +15,7 @@ int main(int argc, char** argv) try {
     for (int n = 1; n < argc; ++n) nodes.push_back(&servers.emplace_back(argv[n]));
     // [majority]
     redislock::Quorum quorum{nodes}; // or Quorum quorum{one, two, three};
-    redislock::RedisLock lock{quorum, "orders:42", {.ttl = 10s, .fenced = true}};
+    redislock::RedisLock lock{quorum, "orders:42", {.fenced = true}};
     // [majority]
     std::cout << "A majority of " << nodes.size() << " servers has granted it, as number " << lock.fence() << ".\n";
     return lock.unlock() == redislock::Unlocked::confirmed ? 0 : 1;

@@ -4,6 +4,7 @@
 #include <redislock/redislock.hpp>
 
 #include <fstream>
+#include <regex>
 #include <sstream>
 #include <vector>
 
@@ -52,6 +53,8 @@ TEST_CASE("every piece of C++ in the README is cut from an example", "[readme]")
         std::string shown;
         for (++i; readme.at(i) != "```"; ++i) shown += readme[i] + "\n";
         CHECK(shown == snippet(file, name));
+        const bool has_literals = std::regex_search(shown, std::regex{"\\b[0-9]+(ms|s)\\b"});
+        CHECK(has_literals == (shown.find("using namespace std::chrono_literals;") != shown.npos));
         ++pieces;
     }
     CHECK(pieces >= 3);

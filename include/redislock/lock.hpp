@@ -133,9 +133,10 @@ public:
     }
 
     /// Is requested when the lease is lost: refused when it was to be extended, renewed for `max_hold`, or ended by the clock,
-    /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run in a thread of their
-    /// own, at once, and may take their time; to unlock there is allowed, if nobody else uses the lock from then on. Each lease has a token of its own: ask again after
-    /// locking again. The first call for a lease that is not renewed may start a thread.
+    /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run at once, in a
+    /// thread of the backend's, those of one lease one after another; they may block, which holds up nobody else's, as long as fewer
+    /// than 64 do so. To unlock there is allowed, if nobody else uses the lock from then on. Each lease has a token of its own: ask
+    /// again after locking again. The first call for a lease that is not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
         State& state = own();
         if (state.held(state.backend.now()) && !state.kept()) share(state);
