@@ -205,7 +205,11 @@ TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer"
             answered = renewal.holding->options.min_replicas;
         });
     };
-    for (advance(); answered == 0; advance()) port.wait(alarm);
+    advance();
+    while (answered == 0) {
+        port.wait(alarm);
+        advance();
+    }
     CHECK(answered == 1);
 }
 
