@@ -47,6 +47,10 @@ TEST_CASE("a server that comes back at once without its memory is detected", "[s
     CHECK(detected(Broken::memory, "have the lock", 200) > 0);
 }
 
+TEST_CASE("a token that comes again is detected where requests are carried out twice", "[simulation]") {
+    CHECK(detected(Broken::tokens, "is being released", 200) > 0);
+}
+
 namespace {
 
 /// One key on a simulated server and on a real one, to which the same things happen.

@@ -57,7 +57,7 @@ struct Clock {
 };
 
 /// What is broken on purpose: an assumption of the library, so that checks must find that it matters.
-enum class Broken { nothing, clocks, memory };
+enum class Broken { nothing, clocks, memory, tokens };
 
 struct Report {
     std::uint64_t seed = 0, trace = 0xcbf29ce484222325; ///< equal traces: equal histories
@@ -246,6 +246,7 @@ public:
     Time now() const noexcept { return now_; }
     Task* running() const noexcept { return running_; }
     Random& random() noexcept { return random_; }
+    Token fresh(const Client& client) noexcept;
     std::vector<SimNode::Alarm*>& alarms() noexcept { return alarms_; }
     Task& start(Client& client, std::function<void()> work);
     void sleep(Time until);
@@ -294,6 +295,7 @@ private:
     void set_up();
     void resume(Task& task, std::uint64_t sleep);
     void arrive(const std::shared_ptr<Wire>& wire, const std::optional<Question>& question);
+    void repeat(const Wire& wire, const Question& question);
     void cut(const std::shared_ptr<Wire>& wire);
     Time delay();
     void trouble();
@@ -329,7 +331,7 @@ private:
     std::vector<SimNode::Alarm*> alarms_;
     std::size_t done_ = 0;
 
-    double slow_ = 0, reset_ = 0, silent_ = 0;
+    double slow_ = 0, reset_ = 0, silent_ = 0, repeated_ = 0;
     std::vector<Trouble> troubles_{};
     Time usual_delay_ = 0, trouble_every_ = 0, calm_at_ = 0, calm_by_ = 0;
     bool calm_ = false, over_ = false;
@@ -338,10 +340,7 @@ private:
 
 inline TimePoint SimNode::now() const noexcept { return client.shows(world->now()); }
 inline TimePoint SimNode::Engine::now() noexcept { return world->running()->client.shows(world->now()); }
-inline Token SimNode::fresh() const {
-    const std::uint64_t high = world->random().bits();
-    return Token::from_bits(high, world->random().bits());
-}
+inline Token SimNode::fresh() const { return world->fresh(client); }
 inline Time true_time(const Client& client, TimePoint moment) noexcept {
     return client.clock.when(moment.time_since_epoch().count());
 }

@@ -18,6 +18,13 @@ inline Task& World::start(Client& client, std::function<void()> work) {
     return task;
 }
 
+/// No other has it, nor had it ever; if tokens are broken, a client has eight of them.
+inline Token World::fresh(const Client& client) noexcept {
+    const std::uint64_t high = random_.bits();
+    if (broken_ == Broken::tokens) return Token::from_bits(high >> 61 << 61, static_cast<std::uint64_t>(client.id));
+    return Token::from_bits(high, random_.bits());
+}
+
 inline void World::sleep(Time until) {
     Task& self = *running_;
     const std::uint64_t sleep = self.sleep = ++sleeps_;
@@ -78,9 +85,23 @@ inline Time World::delay() {
 /// A question, or the greeting.
 inline void World::send(const std::shared_ptr<Wire>& wire, std::optional<Question> question) {
     if (wire->client.dead || wire->cut || wire->up_is_silent) return;
+    if (question && random_.chance(repeated_)) repeat(*wire, *question);
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
     wire->up = std::max(wire->up + 1, now_ + delay());
     at(wire->up, [this, wire, question = std::move(question)] { arrive(wire, question); });
+}
+
+/// As a proxy may do it: what was sent is carried out on another connection too, whatever becomes of it on its own, and sooner
+/// or later than there. Nobody hears that answer.
+inline void World::repeat(const Wire& wire, const Question& question) {
+    ++report_.faults;
+    const Time late = random_.between(usual_delay_ / 4, random_.one_of({20 * ms, 200 * ms, longest_delay}));
+    at(now_ + late, [this, &client = wire.client, &server = wire.server, question] {
+        tell("client %d's request comes to server %d on another connection", client.id, server.id);
+        arrive(std::make_shared<Wire>(
+                   Wire{.client = client, .server = server, .life = server.life, .down_is_silent = true}),
+               question);
+    });
 }
 
 inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional<Question>& question) {
@@ -97,9 +118,9 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
     if (wire->down_is_silent) return;
     wire->down = std::max(wire->down + 1, now_ + wire->lag + delay());
-    at(wire->down, [this, wire, answer = std::move(answer)] {
+    at(wire->down, [this, wire, answer = std::move(answer)]() mutable {
         if (wire->broken) return;
-        wire->inbox.push_back(answer);
+        wire->inbox.push_back(std::move(answer));
         wake(wire->waiter);
     });
 }
@@ -130,10 +151,16 @@ inline void World::set_up() {
     if (random_.chance(0.5)) slow_ = random_.unit() * random_.one_of({0.1, 0.5});
     if (random_.chance(0.5)) reset_ = random_.unit() * 0.05;
     if (random_.chance(0.3)) silent_ = random_.unit() * 0.3;
+    if (random_.chance(0.2)) repeated_ = random_.unit() * random_.one_of({0.05, 0.2});
     for (const Trouble trouble :
          {Trouble::standstill, Trouble::restart, Trouble::amnesia, Trouble::pause, Trouble::death})
         if (random_.chance(0.4)) troubles_.push_back(trouble);
     if (broken_ == Broken::memory) troubles_.assign(1, Trouble::amnesia);
+    if (broken_ == Broken::tokens) { // nothing else goes wrong but what is carried out twice
+        slow_ = reset_ = silent_ = 0;
+        repeated_ = 0.2;
+        troubles_.clear();
+    }
     // Numbers are to rise where clocks are wrong, or where memories are lost: not where both are.
     const bool forgetful = std::count(troubles_.begin(), troubles_.end(), Trouble::amnesia) > 0;
     const Time wrong_by = forgetful ? s / 2 : 86400 * s;
@@ -199,7 +226,7 @@ inline void World::thaw(Server& server) {
 inline void World::calm_down() {
     calm_ = true;
     calm_by_ = now_ + longest_delay + longest_ttl + enough;
-    slow_ = reset_ = silent_ = 0;
+    slow_ = reset_ = silent_ = repeated_ = 0;
     tell("%s", "calm");
     at(calm_by_, [this] {
         for (const Client& client : clients_)
