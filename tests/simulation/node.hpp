@@ -173,6 +173,9 @@ struct SimNode {
         TimePoint moment = TimePoint::max();
         Task* waiter = nullptr;
 
+        /// Those below are real, of waits that may be stopped: whoever does that wakes the waiter, too.
+        static constexpr int first_fd = 1'000'000;
+
     private:
         int fd_;
     };
@@ -310,6 +313,7 @@ private:
     void turn(Client& client, Quorum<SimNode>& quorum);
     void work(Client& client, Lock& lock, const Options& options);
     void last_turn(Client& client, Quorum<SimNode>& quorum);
+    std::stop_token stop_after(const Client& client, Millis span);
     void rest(Client& client, Time span) {
         SimNode& node = client.nodes.front();
         node.pause({later(node.now(), std::chrono::nanoseconds{span})});
@@ -345,16 +349,17 @@ inline Time true_time(const Client& client, TimePoint moment) noexcept {
     return client.clock.when(moment.time_since_epoch().count());
 }
 inline void SimNode::pause(const Deadline& until) noexcept {
-    for (const Time end = std::max(true_time(client, until.at), world->now() + us); world->now() < end;) {
+    for (const Time end = std::max(true_time(client, until.at), world->now() + us);
+         world->now() < end && !detail::stopped(until);) {
         world->sleep(end);
         if (client.dead) return;
     }
 }
 
-inline SimNode::Alarm::Alarm() : fd_{1'000'000 + static_cast<int>(world->alarms().size())} {
+inline SimNode::Alarm::Alarm() : fd_{first_fd + static_cast<int>(world->alarms().size())} {
     world->alarms().push_back(this);
 }
-inline SimNode::Alarm::~Alarm() { world->alarms()[static_cast<std::size_t>(fd_ - 1'000'000)] = nullptr; }
+inline SimNode::Alarm::~Alarm() { world->alarms()[static_cast<std::size_t>(fd_ - first_fd)] = nullptr; }
 inline void SimNode::Alarm::set(TimePoint when) noexcept {
     moment = when;
     world->wake(waiter);
@@ -388,8 +393,9 @@ public:
     template <class... Groups>
     static void wait(const Deadline& deadline, const Groups&... groups) {
         Task* const self = world->running();
-        Alarm* const alarm =
-            deadline.stop < 0 ? nullptr : world->alarms()[static_cast<std::size_t>(deadline.stop - 1'000'000)];
+        Alarm* const alarm = deadline.stop < Alarm::first_fd
+                                 ? nullptr
+                                 : world->alarms()[static_cast<std::size_t>(deadline.stop - Alarm::first_fd)];
         TimePoint until = alarm ? std::min(deadline.at, alarm->moment) : deadline.at;
         bool ready = false;
         const auto each = [&](auto what) { (std::for_each(std::begin(groups), std::end(groups), what), ...); };

@@ -311,6 +311,17 @@ private:
     const unsigned freezes_;
 };
 
+/// By another thread of the process, and by its clock.
+inline std::stop_token World::stop_after(const Client& client, Millis span) {
+    std::stop_source source;
+    at(true_time(client, client.shows(now_) + span), [this, source, waiter = running_]() mutable {
+        if (!source.request_stop()) return;
+        tell("client %d stops waiting", waiter->client.id);
+        wake(waiter);
+    });
+    return source.get_token();
+}
+
 inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
     Options options{.ttl = Millis{random_.one_of({30, 50, 100, 200, 500, 1000, 2000})}, .renew = random_.chance(0.6)};
     if (random_.chance(0.2)) options.max_hold = Millis{random_.between(10, 1000)};
@@ -327,13 +338,16 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
     for (int rounds = random_.one_of({1, 2, 4}); rounds > 0 && !calm_; --rounds) {
         bool locked = false;
         try {
+            const Millis span{random_.between(1, 2 * options.ttl.count())};
             if (random_.chance(0.3)) {
                 const InTime watch{*this, client, options.answers_within(), "try_lock"};
                 locked = lock.try_lock();
             } else if (random_.chance(0.7)) {
-                const Millis span{random_.between(1, 2 * options.ttl.count())};
                 const InTime watch{*this, client, span, "try_lock_for"};
                 locked = lock.try_lock_for(span);
+            } else if (random_.chance(0.1)) {
+                const InTime watch{*this, client, span, "a lock() that is stopped"};
+                locked = lock.lock(stop_after(client, span));
             } else {
                 lock.lock();
                 locked = true;
@@ -342,6 +356,8 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
             if (error.code() == std::errc::resource_deadlock_would_occur || error.code() == Errc::bad_option) throw;
             tell("client %d: %s", client.id, error.what());
         }
+        if (!locked && lock.owns_lock())
+            violated("client " + std::to_string(client.id) + " has a lock that it was refused");
         if (locked) {
             granted(client, lock, options.fenced);
             work(client, lock, options);
