@@ -89,6 +89,16 @@ struct Server {
     std::optional<Token> holder{};
     Time ends = 0; ///< in ms
     std::optional<std::uint64_t> counter{};
+    std::optional<Time> up_since{}; ///< in ns, if it came without its memory
+
+    /// What INFO says there, as the library judges it. A server that kept its memory has it from an append-only file.
+    Answer greet(Time t, Millis restart_delay) const {
+        if (!up_since || restart_delay == Millis::zero()) return {Verdict::yes};
+        const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count
+        const detail::Greeting greeting{{}, "", restart_delay};
+        const Failure objection = greeting.objection(0, {REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime});
+        return objection ? Answer{Verdict::no, objection} : Answer{Verdict::yes};
+    }
 
     Answer act(const Question& q, Time t) {
         const Time time = clock.at(t), now = time / ms;
@@ -337,6 +347,7 @@ private:
 
     double slow_ = 0, reset_ = 0, silent_ = 0, repeated_ = 0;
     std::vector<Trouble> troubles_{};
+    Millis restart_delay_{0}; ///< of all clients
     Time usual_delay_ = 0, trouble_every_ = 0, calm_at_ = 0, calm_by_ = 0;
     bool calm_ = false, over_ = false;
     std::uint64_t last_fence_ = 0;
@@ -443,19 +454,22 @@ public:
         if (wire_ && !owed_.empty()) {
             auto inbox = std::exchange(wire_->inbox, {});
             auto answer = inbox.begin();
-            if (!greeted_ && answer != inbox.end()) greeted_ = true, ++answer;
+            if (!greeted_ && answer != inbox.end()) {
+                if (answer->verdict == Verdict::no) return fail(answer->why, answered);
+                greeted_ = true, ++answer;
+            }
             if (greeted_) flush();
             for (; answer != inbox.end(); ++answer) {
                 const Errand errand = std::move(owed_.front());
                 owed_.pop_front();
                 answered(errand, *answer);
             }
-            if (wire_->broken) fail(greeted_ ? Errc::disconnected : Errc::unreachable, answered);
+            if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}}, answered);
         }
         if (due_ > now) return;
         due_ = TimePoint::max();
         for (const Errand& errand : owed_) due_ = std::min(due_, errand.request().deadline.at);
-        if (due_ <= now) fail(Errc::timed_out, answered);
+        if (due_ <= now) fail({Errc::timed_out, {}}, answered);
     }
 
 private:
@@ -481,7 +495,7 @@ private:
     }
 
     template <class Answered>
-    void fail(Errc why, Answered& answered) {
+    void fail(const Failure& why, Answered& answered) {
         if (greeted_ && !wire_->broken)
             for (const Errand& errand : owed_)
                 if (errand.request().verb == Verb::acquire && gives_up(errand)) {
@@ -492,7 +506,7 @@ private:
         wire_.reset();
         unsent_ = 0;
         due_ = TimePoint::max();
-        const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, {why, {}}};
+        const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, why};
         for (const Errand& errand : std::exchange(owed_, {})) answered(errand, answer);
     }
 

@@ -110,7 +110,7 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
     if (!server.up || server.life != wire->life) return cut(wire);
     if (server.frozen) return server.backlog.push_back([=, this] { arrive(wire, question); });
     if (question && question->verb == Verb::release) judge(*question);
-    Answer answer = question ? server.act(*question, now_) : Answer{Verdict::yes};
+    Answer answer = question ? server.act(*question, now_) : server.greet(now_, restart_delay_);
     if (question)
         tell("server %d: client %d, verb %d of %.4s: %d, fence %llu", server.id, wire->client.id,
              static_cast<int>(question->verb), question->token.hex().data(), static_cast<int>(answer.verdict),
@@ -155,7 +155,11 @@ inline void World::set_up() {
     for (const Trouble trouble :
          {Trouble::standstill, Trouble::restart, Trouble::amnesia, Trouble::pause, Trouble::death})
         if (random_.chance(0.4)) troubles_.push_back(trouble);
-    if (broken_ == Broken::memory) troubles_.assign(1, Trouble::amnesia);
+    if (random_.chance(0.2)) restart_delay_ = Millis{longest_ttl / ms};
+    if (broken_ == Broken::memory) {
+        troubles_.assign(1, Trouble::amnesia);
+        restart_delay_ = Millis::zero();
+    }
     if (broken_ == Broken::tokens) { // nothing else goes wrong but what is carried out twice
         slow_ = reset_ = silent_ = 0;
         repeated_ = 0.2;
@@ -190,11 +194,15 @@ inline void World::trouble() {
         at(end, [this, &server] { thaw(server); });
         break;
     case Trouble::restart: crash(server, end); break;
-    case Trouble::amnesia: // to be away for the longest ttl is what such a server owes to all others
+    case Trouble::amnesia: { // to have no vote for the longest ttl is what such a server owes to all others
         if (!server.up) break;
+        const bool at_once = broken_ == Broken::memory || restart_delay_ > Millis::zero();
+        const Time back = now_ + (at_once ? ms : longest_ttl + longest_ttl / 50);
         server.forget();
-        crash(server, broken_ == Broken::memory ? now_ + ms : now_ + longest_ttl + longest_ttl / 50);
+        server.up_since = server.clock.at(back);
+        crash(server, back);
         break;
+    }
     case Trouble::pause:
         client.frozen_until = std::max(client.frozen_until, end);
         ++client.freezes;
