@@ -8,6 +8,8 @@
 #include <poll.h>
 #include <sys/un.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <list>
 #include <mutex>
@@ -18,10 +20,25 @@
 
 namespace test {
 
+/// Where the message ends that begins at `from`, in the protocol that both sides speak; npos: it is not whole.
+inline std::size_t end_of_message(std::string_view bytes, std::size_t from = 0) {
+    const std::size_t line = bytes.find("\r\n", from);
+    if (line == bytes.npos) return line;
+    const long long number = std::atoll(&bytes[from + 1]);
+    std::size_t end = line + 2;
+    if (bytes[from] == '$' && number >= 0) end += static_cast<std::size_t>(number) + 2;
+    if (bytes[from] == '*')
+        for (long long part = 0; part < number && end != bytes.npos; ++part) end = end_of_message(bytes, end);
+    return end <= bytes.size() ? end : bytes.npos;
+}
+
 class Proxy {
 public:
+    using Clock = std::chrono::steady_clock;
+
     enum class Mode {
         forward,
+        delay,   ///< each answer is late
         swallow, ///< what comes from either side is read, and goes nowhere
         cut,     ///< the connection is reset when something comes
     };
@@ -34,12 +51,15 @@ public:
             reset,   ///< RST, to the client
             finish,  ///< FIN
             stall,   ///< nothing passes that way any more, before lift()
+            delay,   ///< nothing passes that way for `span`
             dribble, ///< the rest passes one byte at a time
             corrupt, ///< the byte is another one
             replay,  ///< what is to pass passes twice
+            swallow, ///< the message that begins there is lost, and what comes behind it passes
         } kind;
         Way way;
         std::size_t at;
+        std::chrono::milliseconds span{0};
     };
 
     explicit Proxy(std::string server_path) : server_path_{std::move(server_path)} {
@@ -74,28 +94,41 @@ public:
         const std::lock_guard guard{mutex_};
         fault_ = fault;
         passed_[0] = passed_[1] = 0;
+        record_.reset();
     }
     /// Stalls end, and there is no fault any more. Returns whether it has struck.
     bool lift() {
         const std::lock_guard guard{mutex_};
-        for (Link& link : links_) link.stalls[0] = link.stalls[1] = link.dribbles[0] = link.dribbles[1] = false;
-        wake();
+        if (end_stalls()) wake();
         return !std::exchange(fault_, {}).has_value();
     }
-    /// Bytes since the last strike_at() or count().
-    std::size_t passed(Way way) const {
+    /// The same, but stalls end when the next request has passed, over whichever connection: what was held back arrives while
+    /// something else is waited for.
+    bool lift_when_asked() {
         const std::lock_guard guard{mutex_};
-        return passed_[static_cast<int>(way)];
-    }
-    void count() {
-        const std::lock_guard guard{mutex_};
-        passed_[0] = passed_[1] = 0;
+        lifts_when_asked_ = true;
+        return !std::exchange(fault_, {}).has_value();
     }
 
-    /// All connections, and all that are still to come.
-    void set(Mode mode) {
+    /// What passes from now on is written down, until a fault is set.
+    void record() {
+        const std::lock_guard guard{mutex_};
+        record_.emplace();
+    }
+    /// Where each message begins in what was written down, and where the last one ends.
+    std::vector<std::size_t> boundaries(Way way) const {
+        const std::lock_guard guard{mutex_};
+        const std::string& bytes = record_.value()[static_cast<std::size_t>(way)];
+        std::vector<std::size_t> all{0};
+        while (all.back() < bytes.size()) all.push_back(std::min(end_of_message(bytes, all.back()), bytes.size()));
+        return all;
+    }
+
+    /// All connections, and all that are still to come; by `span` answers are late, if that is the mode.
+    void set(Mode mode, std::chrono::milliseconds span = {}) {
         const std::lock_guard guard{mutex_};
         mode_ = mode;
+        span_ = span;
         for (Link& link : links_) link.mode = mode;
     }
     /// Those that there are, now.
@@ -110,10 +143,24 @@ private:
         int ends[2]; ///< the client's, from which bytes go up, and the server's
         Mode mode;
         bool over = false, politely = false;
-        bool stalls[2] = {}, dribbles[2] = {}; ///< by the way
-        bool ended[2] = {};                    ///< nothing more is to come that way, but the other may go on
-        std::string late[2] = {};              ///< what a stall holds back
+        bool dribbles[2] = {};                ///< by the way
+        bool ended[2] = {};                   ///< nothing more is to come that way, but the other may go on
+        std::string late[2] = {};             ///< what a stall or a delay holds back
+        Clock::time_point late_until[2] = {}; ///< for how long it does
     };
+
+    /// Whether something can pass by that.
+    bool end_stalls() {
+        bool any = false;
+        lifts_when_asked_ = false;
+        for (Link& link : links_)
+            for (const int way : {0, 1}) {
+                link.late_until[way] = {};
+                link.dribbles[way] = false;
+                any |= !link.late[way].empty();
+            }
+        return any;
+    }
 
     void wake() const {
         if (::write(wake_[1], "", 1) != 1) throw std::runtime_error{"no proxy"};
@@ -123,20 +170,25 @@ private:
         std::vector<pollfd> entries;
         for (;;) {
             entries = {{wake_[0], POLLIN, 0}, {listening_, POLLIN, 0}};
+            auto next = Clock::time_point::max();
             {
                 const std::lock_guard guard{mutex_};
                 for (const Link& link : links_)
-                    for (const int way : {0, 1})
-                        entries.push_back({link.stalls[way] || link.ended[way] ? -1 : link.ends[way], POLLIN, 0});
+                    for (const int way : {0, 1}) {
+                        const bool is_late = !link.late[way].empty();
+                        if (is_late) next = std::min(next, link.late_until[way]);
+                        entries.push_back({is_late || link.ended[way] ? -1 : link.ends[way], POLLIN, 0});
+                    }
             }
-            if (::poll(entries.data(), entries.size(), -1) < 0) continue;
+            if (::poll(entries.data(), entries.size(), timeout(next)) < 0) continue;
             char byte[64];
             if (entries[0].revents != 0 && ::read(wake_[0], byte, sizeof byte) == 0) return;
             const std::lock_guard guard{mutex_};
+            const auto now = Clock::now();
             auto entry = entries.begin() + 2; // only this thread adds and removes links
             for (Link& link : links_) {
                 for (const int way : {0, 1}) {
-                    if (!link.stalls[way]) write(link, way, std::exchange(link.late[way], {}));
+                    if (link.late_until[way] <= now) write(link, way, std::exchange(link.late[way], {}));
                     if ((entry++)->revents != 0) pass(link, way);
                 }
                 if (link.over) end(link);
@@ -146,10 +198,17 @@ private:
         }
     }
 
+    static int timeout(Clock::time_point until) {
+        if (until == Clock::time_point::max()) return -1;
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+        return static_cast<int>(std::max<decltype(left)>(left, 0));
+    }
+
     void accept() {
         const int client = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC);
         if (client < 0) return;
-        const int server = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        // A stopped server's backlog may be full: nobody waits for it here.
+        const int server = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
         std::strncpy(address.sun_path, server_path_.c_str(), sizeof address.sun_path - 1);
@@ -162,7 +221,6 @@ private:
             end(link);
     }
 
-    /// A write may block where a stopped server reads nothing: tests don't send that much.
     void pass(Link& link, int way) {
         char bytes[65536];
         const ssize_t got = ::recv(link.ends[way], bytes, link.dribbles[way] ? 1 : sizeof bytes, MSG_DONTWAIT);
@@ -174,37 +232,50 @@ private:
             link.over = link.ended[1 - way];
             return;
         }
-        if (link.mode != Mode::forward || link.over) return;
-        std::string_view whole{bytes, static_cast<std::size_t>(got)};
+        if (link.mode == Mode::swallow || link.over) return;
+        const std::string_view whole{bytes, static_cast<std::size_t>(got)};
+        if (record_) (*record_)[static_cast<std::size_t>(way)] += whole;
+        deliver(link, way, whole);
+        if (lifts_when_asked_ && way == static_cast<int>(Way::up)) end_stalls();
+    }
+
+    /// Later, and nothing comes before it that way.
+    static void keep(Link& link, int way, std::string_view bytes, Clock::time_point until) {
+        link.late[way] = bytes;
+        link.late_until[way] = until;
+    }
+
+    void deliver(Link& link, int way, std::string_view whole) {
+        if (link.mode == Mode::delay && way == static_cast<int>(Way::down))
+            return keep(link, way, whole, Clock::now() + span_);
         std::size_t& passed = passed_[way];
         if (!fault_ || static_cast<int>(fault_->way) != way || passed + whole.size() <= fault_->at) {
             passed += whole.size();
             return write(link, way, whole);
         }
         const std::size_t before = fault_->at - passed;
-        const Fault::Kind kind = fault_->kind;
-        fault_.reset();
+        const Fault fault = *std::exchange(fault_, {});
         passed += whole.size();
         write(link, way, whole.substr(0, before));
         std::string rest{whole.substr(before)};
-        switch (kind) {
+        switch (fault.kind) {
         case Fault::Kind::finish: link.politely = true; [[fallthrough]];
         case Fault::Kind::reset: link.over = true; return;
-        case Fault::Kind::stall:
-            link.stalls[way] = true;
-            link.late[way] = std::move(rest);
-            return;
+        case Fault::Kind::stall: return keep(link, way, rest, Clock::time_point::max());
+        case Fault::Kind::delay: return keep(link, way, rest, Clock::now() + fault.span);
+        case Fault::Kind::swallow: rest.erase(0, end_of_message(rest)); break;
         case Fault::Kind::dribble: link.dribbles[way] = true; break;
         case Fault::Kind::corrupt: rest[0] = static_cast<char>(rest[0] ^ 0x15); break;
         case Fault::Kind::replay: rest += rest; break;
         }
-        if (kind != Fault::Kind::dribble) return write(link, way, rest);
+        if (fault.kind != Fault::Kind::dribble) return write(link, way, rest);
         for (const char& one : rest) write(link, way, {&one, 1});
     }
 
+    /// Who does not read what has come for him loses the connection, when that fills what there is room for.
     static void write(Link& link, int way, std::string_view bytes) {
         while (!bytes.empty() && !link.over) {
-            const ssize_t sent = ::send(link.ends[1 - way], bytes.data(), bytes.size(), MSG_NOSIGNAL);
+            const ssize_t sent = ::send(link.ends[1 - way], bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
             if (sent <= 0)
                 link.over = true;
             else
@@ -223,8 +294,11 @@ private:
     int listening_ = -1, port_ = 0, wake_[2] = {-1, -1};
     mutable std::mutex mutex_;
     Mode mode_ = Mode::forward;
+    std::chrono::milliseconds span_{0};
     std::optional<Fault> fault_;
+    bool lifts_when_asked_ = false;
     std::size_t passed_[2] = {};
+    std::optional<std::array<std::string, 2>> record_; ///< by the way
     std::list<Link> links_;
     std::thread thread_;
 };

@@ -8,6 +8,8 @@
 
 #include <sys/time.h>
 
+#include <fstream>
+
 namespace test {
 
 /// A signal each millisecond, to a handler that does nothing, for as long as the object lives.
@@ -60,9 +62,18 @@ private:
     std::vector<redislock::detail::Connection> inside_{3};
 };
 
-inline std::size_t open_descriptors() {
-    const std::filesystem::directory_iterator entries{"/proc/self/fd"};
+inline std::size_t open_descriptors(const std::string& process = "self") {
+    const std::filesystem::directory_iterator entries{"/proc/" + process + "/fd"};
     return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
+}
+
+/// The memory that a process has to itself, in KiB: without the files that it maps, for what it has read of them counts as well.
+inline std::size_t memory_in_kib(const std::string& process = "self") {
+    std::ifstream status{"/proc/" + process + "/status"};
+    std::size_t kib = 0;
+    for (std::string word; status >> word;)
+        if (word == "RssAnon:") status >> kib;
+    return kib;
 }
 
 /// What an action throws, if it does.
