@@ -1,6 +1,6 @@
 /* A server's wall clock, as the test wants it: preloaded into redis-server, which reads its time by these two functions. What is
-   to be shown is in the file that REDISLOCK_CLOCK names: it runs at a rate of its own from a moment that outlives the server, and is
-   stepped by whoever writes the file. */
+   to be shown is in the file that REDISLOCK_CLOCK names: from a moment that outlives the server it runs at a rate of its own, too fast
+   and too slow by turns, so that it is never far off; and it is stepped by whoever writes the file. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 struct clock {
     volatile int64_t step_ns; /* written by another process */
     int64_t start_ns;         /* when it was right */
-    double rate;              /* by which it is too fast since then */
+    double rate;              /* by which it is too fast then */
 };
 
 static const struct clock* shown;
@@ -35,7 +35,9 @@ int clock_gettime(clockid_t clock, struct timespec* time) {
     const int result = real_clock_gettime(clock, time);
     if (result != 0 || clock != CLOCK_REALTIME || shown == NULL) return result;
     const int64_t now = time->tv_sec * 1000000000LL + time->tv_nsec;
-    const int64_t shows = now + (int64_t)((double)(now - shown->start_ns) * shown->rate) + shown->step_ns;
+    const int64_t turn = 10000000000LL, phase = (now - shown->start_ns) % (2 * turn);
+    const int64_t off = (int64_t)((double)(phase < turn ? phase : 2 * turn - phase) * shown->rate);
+    const int64_t shows = now + off + shown->step_ns;
     time->tv_sec = shows / 1000000000LL;
     time->tv_nsec = shows % 1000000000LL;
     return 0;

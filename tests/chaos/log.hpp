@@ -17,7 +17,13 @@
 
 namespace chaos {
 
+using redislock::Millis;
 using Time = std::int64_t; ///< ns of CLOCK_BOOTTIME
+
+/// What a worker chooses from. Who is killed, or stopped when it is his turn, blocks a key for as long.
+constexpr Millis shortest_ttl{50}, longest_ttl{300};
+
+inline std::string key_name(int key) { return "chaos:lock:" + std::to_string(key); }
 
 inline Time now() { return redislock::detail::now().time_since_epoch().count(); }
 
@@ -28,7 +34,7 @@ struct Grant {
     std::atomic<Time> until{0};   ///< how long it was to last then
     std::atomic<Time> ended{0};   ///< when the unlock was begun, or owns_lock() was seen to be false
     std::uint64_t fence = 0;
-    int worker = 0;
+    int key = 0, worker = 0;
     char token[redislock::Token::digits] = {};
     std::atomic<int> guarded{0}, unguarded{0}; ///< additions to the two registers that were acknowledged
 

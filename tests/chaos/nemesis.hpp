@@ -13,6 +13,8 @@
 
 namespace chaos {
 
+using test::Proxy;
+
 enum class Broken { nothing, clocks, memory };
 
 /// As in clock_shim.c.
@@ -22,17 +24,18 @@ struct ClockFile {
     double rate;
 };
 
-/// A server with a wall clock of its own and a proxy before it.
+/// A server with a wall clock of its own and a proxy before it. What it has answered for it has written, and that survives its
+/// process; only the end of the machine would need an fsync, which takes most of the time.
 class Node {
 public:
     Node(const std::string& folder, int number, const std::string& shim, double rate)
         : clock_path_{folder + "/clock" + std::to_string(number)}, clock_{open_clock(clock_path_, rate)},
-          server_{{"--appendonly", "yes", "--appendfsync", "always"},
+          server_{{"--appendonly", "yes", "--appendfsync", "no"},
                   {"LD_PRELOAD=" + shim, "REDISLOCK_CLOCK=" + clock_path_}},
           proxy_{server_.socket_path()} {}
 
     test::RedisServer& server() { return server_; }
-    test::Proxy& proxy() { return proxy_; }
+    Proxy& proxy() { return proxy_; }
     void step_clock(std::chrono::nanoseconds by) { clock_.step_ns += by.count(); }
 
     void die(bool forgets) {
@@ -42,8 +45,9 @@ public:
     }
 
     bool frozen = false, down = false;
-    Time until = 0; ///< when it goes on, or comes back
-    Time partitioned_until = 0;
+    Time until = 0;                            ///< when it goes on, or comes back
+    bool cut_off = false;                      ///< or else only slow
+    Time disturbed_until = 0, holds_until = 0; ///< 0: all passes; no answer is held back
 
 private:
     static ClockFile& open_clock(const std::string& path, double rate) {
@@ -63,7 +67,7 @@ private:
     std::string clock_path_;
     ClockFile& clock_;
     test::RedisServer server_;
-    test::Proxy proxy_;
+    Proxy proxy_;
 };
 
 /// The worker processes.
@@ -80,15 +84,19 @@ public:
         }
     }
 
+    /// Is never killed, so that what grows in a process can be seen.
+    static constexpr std::size_t survivor = 0;
+    pid_t survivor_pid() const { return processes_[survivor].pid; }
+
     std::size_t size() const { return processes_.size(); }
 
     void start(std::size_t n) {
         if (n == processes_.size()) processes_.emplace_back();
-        // The log, the registers' server; then what tells one from another; then the URIs.
-        std::vector<std::string> words{"chaos",           "worker",
-                                       arguments_[0],     arguments_[1],
-                                       std::to_string(n), std::to_string(seed_ + 1'000 * ++started_ + n)};
-        words.insert(words.end(), arguments_.begin() + 2, arguments_.end());
+        // The log, the registers' server, the keys; then what tells one from another; then the URIs.
+        std::vector<std::string> words{"chaos", "worker"};
+        words.insert(words.end(), arguments_.begin(), arguments_.begin() + 3);
+        words.insert(words.end(), {std::to_string(n), std::to_string(seed_ + 1'000 * ++started_ + n)});
+        words.insert(words.end(), arguments_.begin() + 3, arguments_.end());
         std::vector<char*> pointers;
         for (std::string& word : words) pointers.push_back(word.data());
         pointers.push_back(nullptr);
@@ -162,8 +170,8 @@ private:
 
 class Nemesis {
 public:
-    Nemesis(std::deque<Node>& nodes, Workers& workers, Broken broken, std::uint64_t seed)
-        : nodes_{nodes}, workers_{workers}, broken_{broken}, random_{seed} {}
+    Nemesis(const Log& log, std::deque<Node>& nodes, Workers& workers, Broken broken, std::uint64_t seed)
+        : log_{log}, nodes_{nodes}, workers_{workers}, broken_{broken}, random_{seed} {}
 
     /// One trouble more, and what has lasted long enough ends. Returns when the next is due.
     Time act() {
@@ -174,54 +182,83 @@ public:
         return now() + between(5 * ms, 120 * ms);
     }
 
-    void heal() { recover(std::numeric_limits<Time>::max()); }
+    void heal() {
+        recover(std::numeric_limits<Time>::max());
+        for (Node& node : nodes_) node.proxy().lift();
+    }
 
     const std::map<std::string, int>& counts() const { return counts_; }
 
 private:
-    static constexpr Time ms = 1'000'000, longest_ttl = 600 * ms;
+    static constexpr Time ms = 1'000'000;
 
     Time between(Time least, Time most) { return std::uniform_int_distribution<Time>{least, most}(random_); }
 
+    /// Anybody, or every third time whoever holds a lock for longer than the others: it is he who could do harm.
+    std::size_t victim() {
+        const auto anybody = static_cast<std::size_t>(between(0, static_cast<Time>(workers_.size()) - 1));
+        if (between(1, 3) > 1) return anybody;
+        const std::size_t size = log_.size();
+        for (std::size_t i = size - std::min<std::size_t>(size, 64); i < size; ++i) {
+            const Grant& grant = log_.grants[i];
+            if (grant.granted != 0 && grant.ended == 0 && grant.until > now())
+                return static_cast<std::size_t>(grant.worker);
+        }
+        return anybody;
+    }
+
     void trouble() {
         Node& node = nodes_[static_cast<std::size_t>(between(0, static_cast<Time>(nodes_.size()) - 1))];
-        const auto worker = static_cast<std::size_t>(between(0, static_cast<Time>(workers_.size()) - 1));
+        const std::size_t worker = victim();
         constexpr Time spans[] = {5 * ms, 50 * ms, 900 * ms};
         const Time span = between(ms, spans[between(0, 2)]);
         const bool is_up = !node.down && !node.frozen;
-        const Time dice = between(1, 100);
+        const Time dice = between(1, 124);
         if (dice <= 40) {
             workers_.stop(worker, now() + span);
             note("worker stopped");
         } else if (dice <= 52) {
+            if (worker == Workers::survivor) return;
             workers_.kill(worker);
             note("worker killed");
         } else if (dice <= 64) {
             node.proxy().reset();
             note("connections reset");
-        } else if (dice <= 72) {
-            if (node.partitioned_until != 0) return;
-            node.proxy().set(dice % 2 == 0 ? test::Proxy::Mode::swallow : test::Proxy::Mode::cut);
-            node.partitioned_until = now() + span;
-            note("server cut off");
+        } else if (dice <= 82) {
+            if (node.disturbed_until != 0) return;
+            using Mode = Proxy::Mode;
+            const Mode mode = dice > 72 ? Mode::delay : dice % 2 == 0 ? Mode::swallow : Mode::cut;
+            node.proxy().set(mode, Millis{between(1, 60)});
+            node.cut_off = mode != Mode::delay;
+            node.disturbed_until = now() + span;
+            note(mode == Mode::delay ? "answers delayed" : "server cut off");
+        } else if (dice <= 88) {
+            const auto way = dice % 2 == 0 ? Proxy::Way::up : Proxy::Way::down;
+            node.proxy().strike_at({Proxy::Fault::Kind::delay, way, 0, Millis{span / ms}});
+            note("one message delayed");
+        } else if (dice <= 96) {
+            if (node.holds_until != 0) return;
+            node.proxy().strike_at({Proxy::Fault::Kind::stall, Proxy::Way::down, 0});
+            node.holds_until = now() + span;
+            note("answer held");
         } else if (!is_up) {
             return;
-        } else if (dice <= 80) {
+        } else if (dice <= 104) {
             node.server().command({"CLIENT", "KILL", "TYPE", "normal"});
             note("clients killed");
-        } else if (dice <= 88) {
+        } else if (dice <= 112) {
             node.server().command({"SCRIPT", "FLUSH"});
             note("scripts flushed");
-        } else if (dice <= 94) {
+        } else if (dice <= 118) {
             node.server().stop();
             node.frozen = true;
             node.until = now() + span;
             note("server stopped");
         } else {
-            const bool forgets = dice > 98;
+            const bool forgets = dice > 122;
             node.die(forgets);
             node.down = true; // who forgets stays away for the longest ttl, and the drift
-            node.until = now() + (forgets ? longest_ttl + longest_ttl / 20 : span / 2);
+            node.until = now() + (forgets ? longest_ttl.count() * ms * 105 / 100 : span / 2);
             note(forgets ? "server lost its memory" : "server killed");
         }
     }
@@ -239,10 +276,14 @@ private:
     void recover(Time by) {
         workers_.go_on(by);
         for (Node& node : nodes_) {
-            if (node.partitioned_until != 0 && node.partitioned_until <= by) {
-                node.proxy().set(test::Proxy::Mode::forward);
-                node.proxy().reset(); // what was swallowed would be missing in the middle of a conversation
-                node.partitioned_until = 0;
+            if (node.disturbed_until != 0 && node.disturbed_until <= by) {
+                node.proxy().set(Proxy::Mode::forward);
+                if (node.cut_off) node.proxy().reset(); // what was swallowed would be missing in the middle
+                node.disturbed_until = 0;
+            }
+            if (node.holds_until != 0 && node.holds_until <= by) {
+                node.proxy().lift_when_asked(); // so that it comes when something else is waited for
+                node.holds_until = 0;
             }
             if (node.until > by) continue;
             if (std::exchange(node.frozen, false)) node.server().go_on();
@@ -256,6 +297,7 @@ private:
 
     void note(const char* what) { ++counts_[what]; }
 
+    const Log& log_;
     std::deque<Node>& nodes_;
     Workers& workers_;
     const Broken broken_;
