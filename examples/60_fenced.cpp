@@ -76,6 +76,10 @@ int main() try {
         server.path.empty() ? ::redisConnect(server.host.c_str(), std::stoi(server.port))
                             : ::redisConnectUnix(server.path.c_str()),
         &::redisFree};
+    if (!server.password.empty())
+        ::freeReplyObject(::redisCommand(
+            store.get(), "AUTH %s %s", server.user.empty() ? "default" : server.user.c_str(), server.password.c_str()));
+    ::freeReplyObject(::redisCommand(store.get(), "SELECT %u", server.db));
     return run(redis, store.get());
 } catch (const std::system_error& error) {
     std::cerr << error.what() << '\n';

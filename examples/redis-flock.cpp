@@ -83,7 +83,18 @@ struct Duration {
 std::string objection(const std::string& text) {
     std::istringstream in{text};
     Duration duration;
-    return in >> duration && in.peek() == EOF ? "" : '"' + text + "\" is no whole number with a unit, such as 30s";
+    return in >> duration && in.peek() == EOF ? "" : '"' + text + "\" is no whole number of ms, s, m or h, such as 30s";
+}
+
+/// Whatever is no option may be a URL with a password.
+std::string shown(const std::string& text) {
+    return text.find_first_of(":@") == text.npos ? '"' + text + '"'
+                                                 : "what is not shown here, for it may hold a password,";
+}
+
+std::string no_name(const std::string& text) {
+    const bool is_name = !text.empty() && text.find('=') == text.npos;
+    return is_name ? "" : '"' + text + "\" can't be the name of a variable";
 }
 
 struct Settings {
@@ -341,6 +352,7 @@ int main(int argc, char** argv) {
         ->type_name("URL")
         ->envname("REDIS_URL");
     app.add_option("--fence-env", settings.fence_env, "the environment variable for the number of this grant")
+        ->check(no_name)
         ->type_name("NAME");
     app.add_flag("--status", settings.status, "only tell whether the key is held");
     app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
@@ -348,8 +360,8 @@ int main(int argc, char** argv) {
         app.parse(static_cast<int>(split - argv), argv);
         if (const auto rest = app.remaining(); !rest.empty())
             throw CLI::ValidationError{rest[0].starts_with('-')
-                                           ? "there is no option " + rest[0]
-                                           : '"' + rest[0] + "\" is no option; the command follows --"};
+                                           ? "there is no option " + rest[0].substr(0, rest[0].find('='))
+                                           : shown(rest[0]) + " is no option; the command follows --"};
         if (key->empty()) throw CLI::RequiredError{"--key"};
         if (settings.status == (*words != nullptr))
             throw CLI::ValidationError{"COMMAND",

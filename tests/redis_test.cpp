@@ -125,6 +125,28 @@ TEST_CASE("idle connections are used again, and are found dead where they are", 
     CHECK(instance.integer({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"}) == 1);
 }
 
+TEST_CASE("a server that has restarted grants nothing, but extends and releases what it remembers", "[redis]") {
+    test::RedisServer instance;
+    Redis redis{instance.unix_uri(), {.restart_delay = 1h}};
+    Quorum quorum{redis};
+    const auto asked = [](auto& backend, Verb verb) {
+        return backend.ask({verb, "k", a, 10s, later(backend.now(), 2s)});
+    };
+    const auto check = [&](auto& backend) {
+        instance.command({"SET", "k", std::string{a.hex()}, "PX", "60000"});
+        CHECK(asked(backend, Verb::extend).verdict == Verdict::yes);
+        CHECK(asked(backend, Verb::release).verdict == Verdict::yes);
+        CHECK(asked(backend, Verb::acquire).why.code == Errc::restarted);
+        CHECK(instance.integer({"EXISTS", "k"}) == 0);
+    };
+    check(redis);
+    check(quorum);
+    const long long before = instance.statistic("stats", "total_connections_received:");
+    for (int i = 0; i < 100; ++i) asked(redis, Verb::acquire);
+    for (int i = 0; i < 100; ++i) asked(quorum, Verb::release);
+    CHECK(instance.statistic("stats", "total_connections_received:") < before + 10);
+}
+
 TEST_CASE("many threads share one Redis, and its idle connections are bounded", "[redis]") {
     test::RedisServer& instance = server();
     Redis redis{instance.unix_uri(), {.client_name = "many", .idle_connections = 2}};
@@ -173,6 +195,8 @@ TEST_CASE("the URI's database is selected, and the client named", "[redis]") {
     const Answer answer = ask(redis, Verb::acquire);
     CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_such_db));
     CHECK(failure([] { Redis{"redis://h", {.client_name = "two words"}}; }).code == Errc::bad_option);
+    for (const Millis delay : {Millis{-1}, Options::longest_ttl + Millis{1}})
+        CHECK(failure([&] { Redis{"redis://h", {.restart_delay = delay}}; }).code == Errc::bad_option);
 }
 
 TEST_CASE("passwords are asked for in both forms, and none is ever shown", "[redis]") {

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <ctime>
 #include <deque>
+#include <functional>
+#include <future>
 #include <set>
 #include <thread>
 
@@ -323,6 +325,23 @@ TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal
     CHECK_FALSE(of_b.told());
     CHECK(b.owns_lock());
     stuck.go_on();
+}
+
+TEST_CASE("a callback that runs on does not hold up the end of its lock and its backend", "[renewal]") {
+    std::promise<void> running, ended, done;
+    std::optional<std::stop_callback<std::function<void()>>> callback;
+    {
+        Memory memory{Memory::Time::real};
+        RedisLock lock{memory, "k", {.ttl = 50ms, .renew = false}};
+        callback.emplace(lock.lost(), [&] {
+            running.set_value();
+            ended.get_future().wait();
+            done.set_value();
+        });
+        running.get_future().wait();
+    }
+    ended.set_value();
+    CHECK(done.get_future().wait_for(10s) == std::future_status::ready);
 }
 
 TEST_CASE("a callback that takes its time holds up no other's", "[redis][renewal]") {

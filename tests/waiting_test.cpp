@@ -341,6 +341,20 @@ TEST_CASE("a wait on a server that falls silent ends with an error, or in its ti
     CHECK(leaves_nothing(server));
 }
 
+TEST_CASE("who waits on a server that dies is told why there is none to be had", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    const RedisLock holder{redis, "k", {.ttl = 60s, .renew = false}};
+    Failure why;
+    std::jthread waiting{[&] {
+        why = failure([&] { return RedisLock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 200ms}}; });
+    }};
+    wait_until([&] { return server.blocked_clients() > 0; });
+    server.kill();
+    waiting.join();
+    CHECK(why.code == Errc::unreachable);
+}
+
 TEST_CASE("a wait ends when a stop is requested, and what it may still be granted is undone", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};

@@ -91,6 +91,7 @@ private:
     void unix_socket(std::string_view query) {
         address_.path = decoded(rest_);
         if (!address_.path.starts_with('/')) refuse("a socket's path is absolute: unix:///run/redis.sock");
+        if (rest_.find('@') != rest_.npos) refuse("user:password@ comes before the path, in which @ is written %40");
         if (query.empty()) return;
         if (!query.starts_with("db=")) refuse("its query is not ?db=n");
         address_.db = number(query.substr(3), 0, 1'000'000, "database");
@@ -139,7 +140,8 @@ private:
         const bool is_scheme = scheme_end != uri_.npos && uri_.find_first_of(":@") == scheme_end;
         const std::string_view scheme = is_scheme ? uri_.substr(0, scheme_end + 3) : "";
         const std::string_view path = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
-        const bool shows = scheme == "unix://" && uri_.find('@') == uri_.npos && path.size() < 200;
+        const bool shows =
+            scheme == "unix://" && path.starts_with('/') && uri_.find('@') == uri_.npos && path.size() < 200;
         raise({Errc::bad_uri, "\"" + printable(std::string{scheme}.append(shows ? path : "***")) + "\": " + why});
     }
 

@@ -86,8 +86,8 @@ public:
         } else if (cannot_win(expired_ + stolen_)) {
             return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
         }
-        const unsigned heard =
-            is_decided() ? counted_ : nodes_; // else the time is up, and those still to come are late
+        const bool is_over = given_up_ || !is_decided(); // then those still to come are late
+        const unsigned heard = is_over ? nodes_ : counted_;
         return {sent_ || yes_ > 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
                 no_majority(heard - yes_ - busy_ - expired_ - stolen_, nodes_, trouble_)};
     }

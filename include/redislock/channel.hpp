@@ -32,13 +32,18 @@ public:
     /// whatever becomes of it.
     template <class Channels>
     static void wait(const Deadline& deadline, const Channels& channels) {
-        std::vector<pollfd> entries{{deadline.stop, POLLIN, 0}};
+        std::array<pollfd, 64> entries{{{deadline.stop, POLLIN, 0}}};
+        std::size_t count = 1;
         TimePoint until = deadline.at;
         for (const Channel& channel : channels) {
-            if (channel.owed() > 0) entries.push_back(channel.entry());
+            if (channel.owed() == 0) continue;
             until = std::min(until, channel.due());
+            if (count < entries.size())
+                entries[count++] = channel.entry();
+            else
+                until = std::min(until, now() + Millis{1});
         }
-        detail::wait(entries, until);
+        detail::wait(std::span{entries}.first(count), until);
     }
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
@@ -60,8 +65,10 @@ public:
     /// Goes out with the next advance().
     void send(Errand errand) {
         // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
-        if (phase_ == Phase::ready && owed() == 0 && readable(connection_.fd())) hang_up();
         const Request& request = errand.request();
+        const bool must_not = request.verb == Verb::acquire && now() < votes_from_;
+        if (phase_ == Phase::ready && owed() == 0 && (must_not || readable(connection_.fd()))) hang_up();
+        if (phase_ == Phase::ready && must_not) connection_.refuse(restarted(votes_from_, now()));
         const bool is_script = request.verb != Verb::acquire || !is_plain(request);
         // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
         // where nobody waits for the answer, there may be nobody to send it again.
@@ -88,7 +95,7 @@ public:
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
+        if (phase_ == Phase::greeting && flush(hello_) && greeted(now)) phase_ = Phase::ready;
         if (phase_ == Phase::ready) {
             flush_questions(now);
             receive(now, answered);
@@ -117,6 +124,7 @@ private:
         pausing_ = false;
         phase_ = Phase::closed;
         knows_ = {};
+        votes_from_ = {};
         due_ = TimePoint::max();
     }
 
@@ -187,13 +195,15 @@ private:
             Sent wait{under_way_.back().errand, false, true};
             Request request = wait.errand.request();
             request.replicas = replicas;
-            out_ += replicas_command(request, now);
+            const std::string command = replicas_command(request, now);
+            out_.reserve(out_.size() + command.size()); // both, or none
             under_way_.push_back(std::move(wait));
+            out_ += command;
         }
         flush(out_);
     }
 
-    bool greeted() {
+    bool greeted(TimePoint now) {
         for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) return false;
@@ -201,6 +211,11 @@ private:
                 connection_.refuse(std::move(objection));
                 return false;
             }
+            votes_from_ = later(now, server_.greeting.probation(greeted_, *reply));
+        }
+        if (now < votes_from_ && owes_an_acquire()) {
+            connection_.refuse(restarted(votes_from_, now));
+            return false;
         }
         if (server_.greeting.has_name()) connection_.owe_reply();
         return true;
@@ -215,17 +230,18 @@ private:
         for (int received = 0; !under_way_.empty() && !pausing_; pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
-            left_.clear();
             Sent sent = std::move(under_way_.front());
             under_way_.pop_front();
             acquires_ -= counts(sent);
             if (sent.is_wait) {
                 settle(*reply, answered);
             } else if (is_noscript(*reply) && !is_undone(sent.errand.request()) && !std::exchange(sent.in_full, true)) {
-                out_ += command_of(sent.errand.request(), true);
+                const std::string command = command_of(sent.errand.request(), true);
+                out_.reserve(out_.size() + command.size());
                 waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
                 acquires_ += counts(sent);
                 under_way_.push_back(std::move(sent));
+                out_ += command;
                 again = true;
             } else {
                 const Request& request = sent.errand.request();
@@ -271,18 +287,16 @@ private:
 
     /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind.
     void leave() {
-        constexpr std::size_t most = 4;
+        std::string last_words = out_;
         for (const Sent& sent : under_way_)
-            if (counts(sent) && gives_up(sent.errand)) out_ += release_by_body(sent.errand.request());
-        connection_.leave(out_);
-        if (left_.size() == most) left_.pop_front();
-        left_.push_back(connection_.take_lingering());
+            if (counts(sent) && gives_up(sent.errand)) last_words += release_by_body(sent.errand.request());
+        connection_.leave(last_words);
+        server_.last_words.keep(connection_.take_lingering());
     }
 
     const Server& server_;
     Connection connection_;
-    std::deque<Socket>
-        left_; ///< before it, until the server has answered again: by then it has read what was sent there
+    TimePoint votes_from_{}; ///< nothing is to be acquired before
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
     TimePoint open_by_{};

@@ -164,15 +164,13 @@ public:
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
 
-    /// Sends last words, as far as that goes without waiting, and closes what is open to them.
+    /// Sends last words, as far as that goes without waiting, and puts the socket aside.
     void leave(std::string_view last_words) noexcept {
         ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-        ::shutdown(socket_.fd(), SHUT_WR);
         lingering_ = std::move(socket_);
     }
 
-    /// After last words: a socket to be kept until the server has read them, for one that finds us gone as it writes what it
-    /// owes us reads no further.
+    /// After last words: a socket for LastWords.
     Socket take_lingering() noexcept { return std::move(lingering_); }
 
     /// Ends it, for a reason that only its user can know.
@@ -209,7 +207,10 @@ private:
             char bytes[4096];
             const ssize_t got = receive(bytes, sizeof bytes, deadline);
             if (got < 0 && errno == ETIMEDOUT) {
-                if (!last_words.empty()) leave(last_words);
+                if (!last_words.empty()) {
+                    leave(last_words);
+                    ::shutdown(lingering_.fd(), SHUT_WR); // who stands in line leaves it
+                }
                 return fail(Errc::timed_out, "waiting for a reply");
             }
             if (fed(bytes, got)) received += static_cast<std::size_t>(got);

@@ -3,6 +3,7 @@
 
 #include "address.hpp"
 #include "connection.hpp"
+#include "per_process.hpp"
 #include "types.hpp"
 
 namespace redislock::detail {
@@ -18,7 +19,7 @@ public:
             await(Errc::auth_failed, address.user.empty() ? formatted({"AUTH", address.password})
                                                           : formatted({"AUTH", address.user, address.password}));
         if (address.db != 0) await(Errc::no_such_db, formatted({"SELECT", std::to_string(address.db)}));
-        if (restart_delay > Millis::zero()) await(Errc::restarted, formatted({"INFO"}));
+        if (restart_delay > Millis::zero()) await(Errc::restarted, formatted({"INFO", "server"}));
         if (name_) bytes_ += formatted({"CLIENT", "SETNAME", client_name});
     }
 
@@ -32,32 +33,33 @@ public:
     /// is repeated but the code: a server may echo the password.
     Failure objection(std::size_t nth, const Reply& reply) const {
         const Errc refusal = awaited_[nth];
-        if (!reply.is_error()) return refusal == Errc::restarted ? lost_memory(reply.text) : Failure{};
+        if (refusal == Errc::restarted && !reply.is_error() && reply.text.find(uptime) == reply.text.npos)
+            return {Errc::unsupported, "INFO does not tell the uptime"};
+        if (!reply.is_error()) return {};
         const Errc code = meaning(reply.text);
         if (refusal == Errc::auth_failed)
             return Answer{Verdict::no, {code, {}}}.is_trouble() ? Failure{code, {}} : Failure{Errc::auth_failed, {}};
-        return {code == Errc::server_error ? refusal : code, reply.text};
+        return {code == Errc::server_error && refusal == Errc::no_such_db ? refusal : code, reply.text};
+    }
+
+    /// For how long yet one who says this may have forgotten what he granted: nothing is to be acquired there. What is held can be
+    /// extended and released, for only who remembers it says yes to that.
+    Millis probation(std::size_t nth, const Reply& reply) const {
+        const auto at = reply.text.find(uptime);
+        if (awaited_[nth] != Errc::restarted || at == reply.text.npos) return {};
+        const char* const digits = reply.text.c_str() + at + uptime.size();
+        std::int64_t up = 0;
+        std::from_chars(digits, reply.text.c_str() + reply.text.size(), up);
+        const auto seconds = std::chrono::seconds{std::clamp<std::int64_t>(up - 1, 0, 1'000'000)}; // a second has begun
+        return std::max(restart_delay_ - seconds, Millis::zero());
     }
 
 private:
+    static constexpr std::string_view uptime = "\nuptime_in_seconds:";
+
     void await(Errc refusal, const std::string& command) {
         awaited_.push_back(refusal);
         bytes_ += command;
-    }
-
-    /// Whether one who says this of himself may have forgotten what he granted to someone within the delay.
-    Failure lost_memory(std::string_view info) const {
-        const auto value = [info](std::string_view name) {
-            const auto at = info.find(name);
-            return at == info.npos ? std::string_view{} : info.substr(at + name.size());
-        };
-        if (value("\naof_enabled:").starts_with('1')) return {};
-        const std::string_view digits = value("\nuptime_in_seconds:");
-        std::int64_t seconds = -1;
-        std::from_chars(digits.data(), digits.data() + digits.size(), seconds);
-        if (seconds < 0) return {Errc::unsupported, "INFO does not tell uptime_in_seconds"};
-        if (std::chrono::seconds{seconds - 1} >= restart_delay_) return {}; // it counts seconds that have begun
-        return {Errc::restarted, "it is up for " + std::to_string(seconds) + " s, and without an append-only file"};
     }
 
     bool name_;
@@ -74,10 +76,38 @@ inline Failure why_not(const Connection& connection) {
     return connection.failure();
 }
 
-/// Where a server is, and what to say to it first.
+/// Sockets on which last words were said, the latest of them, each for a while: a server that finds us gone as it writes what it owes
+/// us reads no further. Thread-safe.
+class LastWords {
+public:
+    void keep(Socket socket) noexcept try {
+        constexpr std::size_t most = 64;
+        Sockets& sockets = sockets_.get();
+        const std::lock_guard guard{sockets.mutex};
+        std::erase_if(sockets.all, [now = now()](const auto& entry) { return entry.second <= now; });
+        if (!socket) return;
+        if (sockets.all.size() >= most) sockets.all.erase(sockets.all.begin());
+        sockets.all.emplace_back(std::move(socket), later(now(), std::chrono::seconds{10}));
+    } catch (...) { // no room for it: it's closed
+    }
+
+private:
+    struct Sockets : Guarded {
+        std::vector<std::pair<Socket, TimePoint>> all{};
+    };
+    PerProcess<Sockets> sockets_;
+};
+
+/// Where a server is, what to say to it first, and last.
 struct Server {
     std::vector<Endpoint> endpoints;
     Greeting greeting;
+    mutable LastWords last_words{};
 };
+
+inline Failure restarted(TimePoint votes_from, TimePoint now) {
+    const auto left = std::chrono::ceil<Millis>(votes_from - now);
+    return {Errc::restarted, "of restart_delay " + in_ms(left) + " are left"};
+}
 
 } // namespace redislock::detail

@@ -135,8 +135,8 @@ public:
     /// Is requested when the lease is lost: refused when it was to be extended, renewed for `max_hold`, or ended by the clock,
     /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run at once, in a
     /// thread of the backend's, those of one lease one after another; they may block, which holds up nobody else's, as long as fewer
-    /// than 64 do so. To unlock there is allowed, if nobody else uses the lock from then on. Each lease has a token of its own: ask
-    /// again after locking again. The first call for a lease that is not renewed may start a thread.
+    /// than 64 do so. To unlock there is allowed, if nobody else uses the lock from then on; to unlock does not request it. Each lease
+    /// has a token of its own: ask again after locking again. The first call for a lease that is not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
         State& state = own();
         if (state.held(state.backend.now()) && !state.kept()) share(state);
@@ -339,7 +339,10 @@ private:
                 if (!answer.is_trouble()) fail(state, answer.why);
                 if (busy && answer.never_ends()) busy->why = answer.why;
                 if (!trouble) trouble_ends = later(now, answer_timeout);
-                if (!trouble || deadline == in_full) trouble = answer; // what was cut short tells less
+                // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
+                const bool is_gone = answer.why.code == Errc::unreachable;
+                if (!trouble || deadline == in_full || (is_gone && trouble->why.code == Errc::disconnected))
+                    trouble = answer;
                 if (now >= trouble_ends) fail(state, trouble->why);
             }
             if (last_word - now <= Millis{1}) {

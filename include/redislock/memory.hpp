@@ -25,7 +25,8 @@ enum class Fault {
 ///
 /// Its time is simulated: it stands still, but moves on by itself while a lock waits, for the holder or for an answer, so
 /// that minutes of waiting take microseconds. In a test with several threads a holder would find its lease gone as soon
-/// as another waits; they want `Memory{Memory::Time::real}`.
+/// as another waits; they want `Memory{Memory::Time::real}`. And who waits for ever, in the same thread, for a lock that is
+/// renewed, waits for ever: use try_lock_for().
 class Memory {
 public:
     enum class Time { simulated, real };

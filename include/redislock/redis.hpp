@@ -17,9 +17,10 @@ struct RedisOptions {
     /// Connections kept open while nobody uses them. More are opened as more threads ask at once.
     std::size_t idle_connections = 16;
 
-    /// The longest ttl of any client, for a server without an append-only file: as long as it has been up for less, or for up to
-    /// a second more, it is not asked, for it may have forgotten leases that go on (Errc::restarted). In a Quorum it has no vote.
-    /// Each new connection asks by INFO, since none outlives its server. 0: not asked; up to 24 h.
+    /// The longest ttl of any client, for a server that may lose its data when it ends: as long as it has been up for less, or for up
+    /// to a second more, nothing is acquired there, for it may have forgotten leases that go on (Errc::restarted); in a Quorum it has no
+    /// vote. Each new connection asks for it by INFO, since none outlives its server, unless a proxy makes it so. 0: not asked; up
+    /// to 24 h.
     Millis restart_delay{0};
 };
 
@@ -133,22 +134,10 @@ private:
         if (session->good()) {
             keep(std::move(session));
         } else {
-            linger(session->take_lingering());
+            server_.last_words.keep(session->take_lingering());
             if (!detail::stopped(deadline)) forget_idle();
         }
         return answer;
-    }
-
-    /// The sockets on which last words were said, the latest of them, each for a while.
-    void linger(detail::Socket socket) noexcept try {
-        constexpr std::size_t most = 64;
-        Pool& pool = pool_.get();
-        const std::lock_guard guard{pool.mutex};
-        std::erase_if(pool.lingering, [now = now()](const auto& entry) { return entry.second <= now; });
-        if (!socket) return;
-        if (pool.lingering.size() >= most) pool.lingering.erase(pool.lingering.begin());
-        pool.lingering.emplace_back(std::move(socket), later(now(), std::chrono::seconds{10}));
-    } catch (...) { // no room for it: it's closed
     }
 
     static RedisOptions checked(RedisOptions options) {
@@ -165,7 +154,6 @@ private:
     /// The idle connections of one process.
     struct Pool : detail::Guarded {
         std::vector<std::unique_ptr<detail::Session>> idle{};
-        std::vector<std::pair<detail::Socket, TimePoint>> lingering{};
     };
 
     /// The one used last, for its caches are warm; null if there is none that is fit.

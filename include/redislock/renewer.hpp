@@ -39,6 +39,7 @@ struct Message {
 
 /// Tell losses, in threads that callbacks may block for as long as they like. One stands by from the first lease on, since a
 /// thread that is only then started would be late. Where something has not been told for 2 ms there are twice as many, up to 64.
+/// They stay, for a thread that ends takes as long as what callbacks have left in it.
 template <class Engine>
 class Heralds {
 public:
@@ -51,21 +52,28 @@ public:
         std::unique_lock guard{shared_->mutex};
         shared_->over = true;
         shared_->news.notify_all();
-        const auto tells = [](const Herald& herald) { return herald.telling; };
-        while (!std::all_of(shared_->heralds.begin(), shared_->heralds.end(), tells)) shared_->settled.wait(guard);
-        for (Herald& herald : shared_->heralds) herald.thread.detach();
-        join_ended();
+        const auto waits = [](const Herald& herald) { return herald.state == Herald::State::waiting; };
+        while (std::any_of(shared_->heralds.begin(), shared_->heralds.end(), waits)) shared_->settled.wait(guard);
+        std::list<Herald> ended;
+        for (auto herald = shared_->heralds.begin(); herald != shared_->heralds.end();) {
+            const auto one = herald++;
+            if (one->state == Herald::State::telling)
+                one->thread.detach();
+            else
+                ended.splice(ended.end(), shared_->heralds, one);
+        }
+        guard.unlock(); // for what callbacks have left to be destroyed with their thread may tell, too
+        for (Herald& herald : ended) herald.thread.join();
     }
 
-    /// One more, that ends when it is not needed. Throws std::system_error if there is no thread to be had.
+    /// One more, that ends with us. Throws std::system_error if there is no thread to be had.
     void add() {
         const std::lock_guard guard{shared_->mutex};
-        join_ended();
-        const auto self = shared_->heralds.emplace(shared_->heralds.end());
+        Herald& self = shared_->heralds.emplace_back();
         try {
-            self->thread.start([shared = shared_, engine = engine_, self] { run(*shared, engine, self); });
+            self.thread.start([shared = shared_, engine = engine_, &self] { run(*shared, engine, self); });
         } catch (...) {
-            shared_->heralds.erase(self);
+            shared_->heralds.pop_back();
             throw;
         }
     }
@@ -95,40 +103,39 @@ private:
     static constexpr std::size_t most = 64;
 
     struct Herald {
-        bool telling = false;
+        enum class State { waiting, telling, over };
+        State state = State::waiting;
         typename Engine::Thread thread{};
     };
-    using Self = typename std::list<Herald>::iterator;
 
     struct Shared {
         std::mutex mutex{};
         typename Engine::Condition news{}, settled{};
         std::deque<Message> untold{};
-        std::list<Herald> heralds{}, ended{};
-        bool one_waits = false, over = false;
+        std::list<Herald> heralds{};
+        bool over = false;
     };
 
-    static void run(Shared& shared, const Engine& engine, Self self) {
+    static void run(Shared& shared, const Engine& engine, Herald& self) {
         std::unique_lock guard{shared.mutex};
+        const auto becomes = [&](typename Herald::State state) {
+            self.state = state;
+            if (shared.over) shared.settled.notify_all();
+        };
         for (;;) {
             if (!shared.untold.empty()) {
                 Message message = std::move(shared.untold.front());
                 shared.untold.pop_front();
-                self->telling = true;
-                if (shared.over) shared.settled.notify_all();
+                becomes(Herald::State::telling);
                 guard.unlock();
                 engine.as_program([&] { message.tell(); });
                 message = {};
                 guard.lock();
-                self->telling = false;
-            } else if (shared.over || shared.one_waits) {
-                shared.ended.splice(shared.ended.end(), shared.heralds, self);
-                if (shared.over) shared.settled.notify_all();
-                return;
+                becomes(Herald::State::waiting);
+            } else if (shared.over) {
+                return becomes(Herald::State::over);
             } else {
-                shared.one_waits = true;
                 shared.news.wait(guard);
-                shared.one_waits = false;
             }
         }
     }
@@ -136,12 +143,6 @@ private:
     std::size_t count() const {
         const std::lock_guard guard{shared_->mutex};
         return shared_->heralds.size();
-    }
-
-    /// They have only to return, and need no mutex for that.
-    void join_ended() {
-        for (Herald& herald : shared_->ended) herald.thread.join();
-        shared_->ended.clear();
     }
 
     std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
@@ -215,10 +216,7 @@ private:
                 sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due(), untold});
                 alarm_.set(sleeps_until_);
             }
-            try {
-                port_.wait(alarm_);
-            } catch (const std::bad_alloc&) { // then there is more to do than to wait
-            }
+            port_.wait(alarm_);
         }
     }
 

@@ -18,6 +18,7 @@ public:
             const Reply* reply = connection_.read(deadline);
             if (reply == nullptr) return refuse(why_not(connection_));
             if (Failure objection = greeting.objection(nth, *reply)) return refuse(std::move(objection));
+            votes_from_ = later(now(), greeting.probation(nth, *reply));
         }
         if (greeting.has_name()) connection_.owe_reply();
         return true;
@@ -29,6 +30,7 @@ public:
     Answer ask(const Request& request, Look look) {
         switch (request.verb) {
         case Verb::acquire:
+            if (const TimePoint time = now(); time < votes_from_) return {Verdict::no, restarted(votes_from_, time)};
             if (is_plain(request)) return acquire(request);
             if (request.key != polls_for_ && request.patience >= shortest_block) return stand_in_line(request, look);
             return run(in_time(request), acquire_by_sha(request), acquire_by_body, undo(request));
@@ -264,8 +266,9 @@ private:
 
     Connection connection_;
     Failure failure_;
-    bool proven_ = false;   ///< that this server lets this user wait for a turn
-    std::string polls_for_; ///< the key for which it last did not
+    TimePoint votes_from_{}; ///< nothing is to be acquired before
+    bool proven_ = false;    ///< that this server lets this user wait for a turn
+    std::string polls_for_;  ///< the key for which it last did not
     PreparedCommand acquire_, extend_, release_, unanswered_;
 };
 

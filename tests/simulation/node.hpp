@@ -91,13 +91,14 @@ struct Server {
     std::optional<std::uint64_t> counter{};
     std::optional<Time> up_since{}; ///< in ns, if it came without its memory
 
-    /// What INFO says there, as the library judges it. A server that kept its memory has it from an append-only file.
+    /// What INFO says there, as the library judges it. One that kept its memory is known not to lose it, and is not asked.
     Answer greet(Time t, Millis restart_delay) const {
         if (!up_since || restart_delay == Millis::zero()) return {Verdict::yes};
         const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count
         const detail::Greeting greeting{{}, "", restart_delay};
-        const Failure objection = greeting.objection(0, {REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime});
-        return objection ? Answer{Verdict::no, objection} : Answer{Verdict::yes};
+        const detail::Reply info{REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime};
+        return greeting.probation(0, info) > Millis::zero() ? Answer{Verdict::no, {Errc::restarted, {}}}
+                                                            : Answer{Verdict::yes};
     }
 
     Answer act(const Question& q, Time t) {
@@ -212,10 +213,10 @@ struct SimNode {
         public:
             void wait(std::unique_lock<std::mutex>& guard);
             void notify_one() noexcept;
-            void notify_all() noexcept { notify_one(); } // nobody waits for one beside another
+            void notify_all() noexcept;
 
         private:
-            Task* waiter_ = nullptr;
+            std::deque<Task*> waiters_{};
         };
         static TimePoint now() noexcept;
         template <class Work>
@@ -387,13 +388,21 @@ inline void SimNode::Engine::Thread::join() {
 }
 
 inline void SimNode::Engine::Condition::wait(std::unique_lock<std::mutex>& guard) {
-    waiter_ = world->running();
+    Task* const self = world->running();
+    waiters_.push_back(self);
     guard.unlock();
     world->sleep(never);
     guard.lock();
-    waiter_ = nullptr;
+    std::erase(waiters_, self);
 }
-inline void SimNode::Engine::Condition::notify_one() noexcept { world->wake(waiter_); }
+inline void SimNode::Engine::Condition::notify_one() noexcept {
+    if (waiters_.empty()) return;
+    world->wake(waiters_.front());
+    waiters_.pop_front();
+}
+inline void SimNode::Engine::Condition::notify_all() noexcept {
+    while (!waiters_.empty()) notify_one();
+}
 
 /// As detail::Channel, over a Wire: in the same states it gives the same answers.
 template <class Errand>
