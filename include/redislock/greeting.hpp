@@ -51,7 +51,8 @@ public:
         std::int64_t up = 0;
         std::from_chars(digits, reply.text.c_str() + reply.text.size(), up);
         const auto seconds = std::chrono::seconds{std::clamp<std::int64_t>(up - 1, 0, 1'000'000)}; // a second has begun
-        return std::max(restart_delay_ - seconds, Millis::zero());
+        const Millis for_drift = restart_delay_ / 50; // the holder's clock may be slow, and ours fast
+        return std::max(restart_delay_ + for_drift - seconds, Millis::zero());
     }
 
 private:

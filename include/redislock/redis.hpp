@@ -18,7 +18,7 @@ struct RedisOptions {
     std::size_t idle_connections = 16;
 
     /// The longest ttl of any client, for a server that may lose its data when it ends: as long as it has been up for less, or for up
-    /// to a second more, nothing is acquired there, for it may have forgotten leases that go on (Errc::restarted); in a Quorum it has no
+    /// to a second and 2 % more, nothing is acquired there, for it may have forgotten leases that go on (Errc::restarted); in a Quorum it has no
     /// vote. Each new connection asks for it by INFO, since none outlives its server, unless a proxy makes it so. 0: not asked; up
     /// to 24 h.
     Millis restart_delay{0};
