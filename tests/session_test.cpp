@@ -86,7 +86,7 @@ TEST_CASE("a server that may have forgotten leases is not asked, in whichever wa
          {Row{"# Server\r\nuptime_in_seconds:6\r\nuptime_in_days:0\r\n", Errc::restarted},
           Row{"# Server\r\nuptime_in_seconds:7\r\n", Errc::restarted}, // two clocks may differ by 2 %
           Row{"# Server\r\nuptime_in_seconds:8\r\n"}, Row{"# Server\r\nuptime_in_seconds:9223372036854775807\r\n"},
-          Row{"# Server\r\nuptime_in_seconds:-5\r\n", Errc::restarted}, // its clock was set back
+          Row{"# Server\r\nuptime_in_seconds:-9223372036854775808\r\n", Errc::restarted}, // its clock was set back
           Row{"# Server\r\n", Errc::unsupported}}) {
         const std::string info = row.info;
         const FakeServer fake{says({"$" + std::to_string(info.size()) + "\r\n" + info + "\r\n", "+OK\r\n", ":1\r\n"})};

@@ -20,9 +20,9 @@ using Way = Proxy::Way;
 
 namespace {
 
-// The sanitizers' turn is the library's memory, not each byte: they are ten times as slow. And once for each byte is enough.
+// The sanitizers' turn is the library's memory, not each byte: they are ten times as slow.
 constexpr std::size_t coarse = 11;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || defined(__clang__)
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr std::size_t stride = coarse;
 #else
 constexpr std::size_t stride = 1;
@@ -161,7 +161,7 @@ public:
                 CHECK((case_.lies() || wire_.holds(std::string{other.key()}, other.token())));
             }
             Lock next{place, key, {.ttl = 20s, .renew = false}, std::defer_lock};
-            if (!may_stay && is_free) CHECK(next.try_lock_for(enough));
+            if (!may_stay) CHECK(next.try_lock_for(is_free ? enough : options.ttl + enough));
             for (Node& node : wire_.nodes) node.proxy.lift(); // what is held back yet
         };
         const auto strike = [&](Kind kind, Way way, std::size_t at, bool is_between = false, bool is_held = false) {

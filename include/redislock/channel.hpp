@@ -95,7 +95,7 @@ public:
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted(now)) phase_ = Phase::ready;
+        if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
         if (phase_ == Phase::ready) {
             flush_questions(now);
             receive(now, answered);
@@ -203,7 +203,7 @@ private:
         flush(out_);
     }
 
-    bool greeted(TimePoint now) {
+    bool greeted() {
         for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) return false;
@@ -211,10 +211,10 @@ private:
                 connection_.refuse(std::move(objection));
                 return false;
             }
-            votes_from_ = later(now, server_.greeting.probation(greeted_, *reply));
+            votes_from_ = later(now(), server_.greeting.probation(greeted_, *reply)); // not from before it was said
         }
-        if (now < votes_from_ && owes_an_acquire()) {
-            connection_.refuse(restarted(votes_from_, now));
+        if (const TimePoint time = now(); time < votes_from_ && owes_an_acquire()) {
+            connection_.refuse(restarted(votes_from_, time));
             return false;
         }
         if (server_.greeting.has_name()) connection_.owe_reply();

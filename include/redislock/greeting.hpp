@@ -3,7 +3,7 @@
 
 #include "address.hpp"
 #include "connection.hpp"
-#include "per_process.hpp"
+#include "last_words.hpp"
 #include "types.hpp"
 
 namespace redislock::detail {
@@ -50,7 +50,7 @@ public:
         const char* const digits = reply.text.c_str() + at + uptime.size();
         std::int64_t up = 0;
         std::from_chars(digits, reply.text.c_str() + reply.text.size(), up);
-        const auto seconds = std::chrono::seconds{std::clamp<std::int64_t>(up - 1, 0, 1'000'000)}; // a second has begun
+        const std::chrono::seconds seconds{std::clamp<std::int64_t>(up, 1, 1'000'000) - 1}; // the last has only begun
         const Millis for_drift = restart_delay_ / 50; // the holder's clock may be slow, and ours fast
         return std::max(restart_delay_ + for_drift - seconds, Millis::zero());
     }
@@ -77,28 +77,6 @@ inline Failure why_not(const Connection& connection) {
     return connection.failure();
 }
 
-/// Sockets on which last words were said, the latest of them, each for a while: a server that finds us gone as it writes what it owes
-/// us reads no further. Thread-safe.
-class LastWords {
-public:
-    void keep(Socket socket) noexcept try {
-        constexpr std::size_t most = 64;
-        Sockets& sockets = sockets_.get();
-        const std::lock_guard guard{sockets.mutex};
-        std::erase_if(sockets.all, [now = now()](const auto& entry) { return entry.second <= now; });
-        if (!socket) return;
-        if (sockets.all.size() >= most) sockets.all.erase(sockets.all.begin());
-        sockets.all.emplace_back(std::move(socket), later(now(), std::chrono::seconds{10}));
-    } catch (...) { // no room for it: it's closed
-    }
-
-private:
-    struct Sockets : Guarded {
-        std::vector<std::pair<Socket, TimePoint>> all{};
-    };
-    PerProcess<Sockets> sockets_;
-};
-
 /// Where a server is, what to say to it first, and last.
 struct Server {
     std::vector<Endpoint> endpoints;
@@ -106,6 +84,7 @@ struct Server {
     mutable LastWords last_words{};
 };
 
+/// Why nothing is to be acquired before `votes_from`: see Greeting::probation.
 inline Failure restarted(TimePoint votes_from, TimePoint now) {
     const auto left = std::chrono::ceil<Millis>(votes_from - now);
     return {Errc::restarted, "of restart_delay " + in_ms(left) + " are left"};
