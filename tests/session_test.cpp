@@ -120,6 +120,19 @@ TEST_CASE("a server that has no room for another client says so, in whichever wa
         }
 }
 
+TEST_CASE("a server's time without a vote counts from its answer, though we were paused before we read it",
+          "[session]") {
+    const FakeServer fake{says({"$23\r\n# S\nuptime_in_seconds:0\r\n", "+OK\r\n"})};
+    const Address address = Address::parse(fake.unix_uri());
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, "", 6s}};
+    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
+    Answer answer{Verdict::unknown};
+    const Errand errand{Verb::acquire};
+    for (channels[0].send(errand); channels[0].owed() > 0; detail::Channel<Errand>::wait(errand.deadline, channels))
+        channels[0].advance(now() - 10s, [&](const Errand&, const Answer& one) { answer = one; });
+    CHECK(answer.why.code == Errc::restarted);
+}
+
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     const FakeServer fake{says({"+OK\r\n"})};
     CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);
