@@ -183,6 +183,25 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
     CHECK(three.are_free_within(5s));
 }
 
+TEST_CASE("a frozen server is not flooded with releases of what it can not have", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    RedisLock lock{quorum, "k", plain};
+    REQUIRE(three.keys() == 3);
+    three.servers[2].stop();
+    const Options patient{
+        .ttl = 30s, .renew = false, .answer_timeout = 9s}; // so that no connection is given up meanwhile
+    RedisLock other{quorum, "other", patient, std::defer_lock};
+    for (int i = 0; i < 2'000; ++i) {
+        other.lock();
+        CHECK(other.unlock() == Unlocked::confirmed);
+    }
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    three.servers[2].go_on();
+    CHECK(three.are_free_within(5s));
+    CHECK(three.keys("other") == 0);
+}
+
 TEST_CASE("a server that restarts has no vote until nobody can have a lease that it has forgotten", "[redis][quorum]") {
     Servers three{3};
     std::deque<Redis> nodes;

@@ -27,8 +27,8 @@ public:
 
 private:
     Request owned(const Request& r) const noexcept {
-        return {r.verb,    key_,           token_,     r.ttl,    r.deadline,   r.patience,
-                r.recheck, r.wants_answer, r.replicas, r.fenced, r.fence_step, r.fence};
+        return {r.verb,         key_,    token_,     r.ttl,    r.deadline,   r.patience, r.recheck,
+                r.wants_answer, r.nodes, r.replicas, r.fenced, r.fence_step, r.fence};
     }
 
     const std::string key_;
@@ -48,7 +48,7 @@ public:
 
     void count(std::size_t node, const Answer& answer) {
         ++counted_;
-        if (answer.verdict == Verdict::no) may_have_ &= ~(1u << node);
+        if (answer.verdict == Verdict::no) may_have_ &= ~(Nodes{1} << node);
         if (answer.verdict == Verdict::yes) {
             ++yes_;
             agreeing_ = answer.fence == fence_ ? agreeing_ + 1 : answer.fence > fence_ ? 1 : agreeing_;
@@ -102,8 +102,8 @@ public:
         return given_up_;
     }
 
-    /// Whether the node did what it was asked for, or may do so yet.
-    bool may_have(std::size_t node) const noexcept { return (may_have_ >> node & 1u) != 0; }
+    /// Who did what was asked for, or may do so yet.
+    Nodes may_have() const noexcept { return may_have_; }
 
     /// Set by whoever has taken the result: the votes that come later make no difference.
     bool closed = false;
@@ -116,7 +116,7 @@ private:
 
     const unsigned nodes_, majority_;
     unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
-    unsigned may_have_ = ~0u;
+    Nodes may_have_ = all_nodes;
     bool sent_ = false, given_up_ = false;
     std::uint64_t fence_ = 0;
     std::optional<Millis> left_{};

@@ -53,6 +53,9 @@ public:
     /// The number of the grant; 0 if it isn't held, or not numbered.
     std::uint64_t fence(TimePoint now) const noexcept { return held(now) ? fence_ : 0; }
 
+    /// Who may have the key, for the release.
+    Nodes nodes() const noexcept { return nodes_; }
+
     /// Rounded down; zero if it isn't held.
     Millis remaining(TimePoint now) const noexcept {
         return held(now) ? std::chrono::floor<Millis>(end_ - now) : Millis::zero();
@@ -71,6 +74,7 @@ public:
         state_ = State::asking;
         release_unanswered_ = false;
         fence_ = 0;
+        nodes_ = all_nodes;
     }
 
     /// Before a grant that had to be waited for is judged: an extension to `ttl`, asked at `asked`, has been confirmed.
@@ -83,6 +87,7 @@ public:
         else
             state_ = answer.verdict == Verdict::yes && now < end_ ? State::held : State::doubtful;
         fence_ = answer.fence;
+        nodes_ = answer.nodes;
     }
 
     /// An extension to `ttl`, asked at `asked`, was answered. It never brings back a lease that has ended meanwhile.
@@ -140,6 +145,7 @@ private:
     Outcome loss_ = Outcome::not_held;
     bool release_unanswered_ = false;
     std::uint64_t fence_ = 0;
+    Nodes nodes_ = all_nodes;
 };
 
 } // namespace redislock

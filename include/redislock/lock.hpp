@@ -190,6 +190,7 @@ private:
             Request request{.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
             request.recheck = options.recheck();
             if (verb != Verb::release) request.replicas = options.min_replicas;
+            if (verb == Verb::release) request.nodes = lease.nodes();
             request.fenced = options.fenced;
             return request;
         }

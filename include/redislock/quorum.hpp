@@ -116,7 +116,15 @@ public:
                 const Answer written = party->vote(*this, question)->result();
                 if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
             }
-            if (answer.verdict != Verdict::yes) party->undo(*this, *ballot);
+            answer.nodes = ballot->may_have();
+            if (answer.verdict != Verdict::yes) {
+                question.verb = Verb::release;
+                question.nodes = answer.nodes;
+                question.replicas = 0;
+                question.wants_answer = false;
+                question.deadline = in_its_own_time();
+                party->vote(*this, question); // behind the acquire, on the same connections
+            }
         }
         give_back(std::move(party));
         return answer;
@@ -199,7 +207,9 @@ private:
             Deadline end = request.deadline;
             for (std::size_t n = 0; n < links.size(); ++n) {
                 const bool rests = spares && quorum.health_[n].rests(now);
-                if (rests && request.verb == Verb::acquire) {
+                if (request.verb == Verb::release && (request.nodes >> n & 1) == 0) {
+                    ballot->count(n, {Verdict::no, {Errc::expired, {}}});
+                } else if (rests && request.verb == Verb::acquire) {
                     end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
                     ballot->count(n,
                                   {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
@@ -216,19 +226,6 @@ private:
             }
             if (!ballot->is_decided()) advance(quorum); // we may have been paused meanwhile, and the answers are here
             return ballot;
-        }
-
-        /// What was granted, or may be yet, is released behind it on the same connection.
-        void undo(Quorum& quorum, const Ballot& acquire) {
-            Request release = acquire.asked.request();
-            release.verb = Verb::release;
-            release.replicas = 0;
-            release.wants_answer = false;
-            release.deadline = quorum.in_its_own_time();
-            const auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), release);
-            for (std::size_t n = 0; n < links.size(); ++n)
-                if (acquire.may_have(n)) links[n].send({ballot, n});
-            advance(quorum);
         }
 
         void advance(Quorum& quorum) {

@@ -94,6 +94,10 @@ enum class Verb {
     release, ///< delete the key, if it holds this token
 };
 
+/// Some of a quorum's servers: a bit for each, by its index.
+using Nodes = std::uint32_t;
+inline constexpr Nodes all_nodes = ~Nodes{0};
+
 /// One question to a backend. The views must outlive the call, and no longer.
 struct Request {
     Verb verb;
@@ -118,6 +122,9 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
+    /// Of a release: who may have the key. The others are not told.
+    Nodes nodes = all_nodes;
+
     /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a
     /// grant is undone, and an extension unknown.
     unsigned replicas = 0;
@@ -140,6 +147,7 @@ struct Answer {
     std::optional<Millis> holder_left{}; ///< acquire: what the holder had left when he was last seen, if that is known
     bool queued = false;     ///< acquire: it stood in line for its turn, so that to ask again at once is right
     std::uint64_t fence = 0; ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
+    Nodes nodes = all_nodes; ///< acquire: who has the key now, or may have it yet
 
     /// The key is held, by whatever it may be.
     bool is_busy() const noexcept { return verdict == Verdict::no && (why.code == Errc::busy || never_ends()); }
