@@ -1,14 +1,10 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
-/// How a lease is kept is the backend's affair, and whether it still is one the Lease judges.
+/// How a lease is kept is the backend's affair, how it is asked for the Claim's, and whether it still is one the Lease judges.
 #pragma once
 
-#include "backend.hpp"
-#include "lease.hpp"
-#include "pace.hpp"
-#include "runtime.hpp"
+#include "claim.hpp"
 
 #include <memory>
-#include <mutex>
 
 namespace redislock {
 
@@ -121,7 +117,7 @@ public:
         const Lease lease = state->copy();
         switch (lease.state(asked)) {
         case Lease::State::held: {
-            const Outcome outcome = extend(*state, lease.token(), ttl, lease);
+            const Outcome outcome = state->extend(lease, ttl);
             const TimePoint now = state->backend.now();
             if (state->kept() && !state->held(now)) state->backend.keep(state, now); // whose thread tells of the loss
             return outcome;
@@ -183,22 +179,9 @@ public:
 
 private:
     /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
-    struct State : detail::Holding {
-        State(B& where, std::string what, const Options& how) : Holding{std::move(what), how}, backend{where} {}
-
-        Request request(Verb verb, const Deadline& deadline) const noexcept {
-            Request request{.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
-            request.recheck = options.recheck();
-            if (verb != Verb::release) request.replicas = options.min_replicas;
-            if (verb == Verb::release) request.nodes = lease.nodes();
-            request.fenced = options.fenced;
-            return request;
-        }
-
-        B& backend;
-        TimePoint::duration fastest = options.answers_within(); ///< of all answers so far
-        bool had_to_wait = false; ///< for the last grant: then it will be so again, as a rule
-        TimePoint granted{};      ///< when
+    struct State : detail::Claim<B> {
+        using detail::Claim<B>::Claim;
+        TimePoint granted{}; ///< when
         const unsigned generation = detail::generation();
     };
 
@@ -211,33 +194,35 @@ private:
         return *state_;
     }
 
-    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`.
-    template <class Judge>
-    static auto insist(State& state, const Request& request, Judge judge) {
-        for (detail::Pace pace{state.backend, state.options.longest_pause};;) {
-            const Answer answer = state.backend.ask(request);
-            const auto judged = judge(answer);
-            if (!answer.is_trouble() || state.backend.now() >= request.deadline.at) return judged;
-            pace.rest(request.deadline);
-        }
+    bool acquire(TimePoint give_up, const std::stop_token& stop) {
+        State& state = own();
+        const TimePoint started = state.backend.now();
+        if (state.held(started))
+            state.complain(
+                {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
+        unshare(state);
+        const unsigned tries = state.acquire(started, give_up, stop);
+        return tries > 0 && granted(state, started, tries);
     }
 
-    static Request extension(const State& state, const Token& token, Millis ttl, TimePoint deadline) {
-        Request request{Verb::extend, state.key, token, ttl, deadline};
-        request.recheck = state.options.recheck();
-        request.replicas = state.options.min_replicas;
-        return request;
+    void adopt(const Token& token) {
+        State& state = own();
+        const TimePoint started = state.backend.now();
+        state.adopt(token);
+        granted(state, started, 1);
     }
 
-    static Outcome extend(State& state, const Token token, Millis ttl, const Lease& was) {
-        const TimePoint asked = state.backend.now();
-        const TimePoint deadline = std::min(was.end(), asked + state.options.answers_within());
-        const Outcome outcome = insist(state, extension(state, token, ttl, deadline), [&](const Answer& answer) {
-            return state.extended(token, answer, asked, ttl, state.backend.now());
-        });
-        const TimePoint now = state.backend.now();
-        if (outcome == Outcome::confirmed) state.tell_renewed(now - asked, was.end() - now);
-        return outcome;
+    /// A lease that can't be renewed as it was promised is none.
+    bool granted(State& state, TimePoint started, unsigned tries) try {
+        const Options& options = state.options;
+        state.granted = state.backend.now();
+        const std::uint64_t fence = state.lease.fence(state.granted);
+        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share(state);
+        detail::tell(options.observer, &Observer::acquired, {state.key, state.granted - started, tries, fence});
+        return true;
+    } catch (...) {
+        let_go(false);
+        throw;
     }
 
     /// From now on the lease is renewed, if that is wanted, and its end watched.
@@ -254,182 +239,17 @@ private:
         if (state.drop()) state.backend.drop(state);
     }
 
-    /// A lease that can't be renewed as it was promised is none.
-    bool granted(State& state, TimePoint started, unsigned tries) try {
-        const Options& options = state.options;
-        state.granted = state.backend.now();
-        const std::uint64_t fence = state.lease.fence(state.granted);
-        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share(state);
-        detail::tell(options.observer, &Observer::acquired, {state.key, state.granted - started, tries, fence});
-        return true;
-    } catch (...) {
-        let_go(false);
-        throw;
-    }
-
-    static Outcome release(State& state, TimePoint deadline, bool wants_answer) {
-        Request request = state.request(Verb::release, deadline);
-        request.wants_answer = wants_answer;
-        return insist(state, request, [&](const Answer& answer) { return state.lease.released(answer); });
-    }
-
     Outcome let_go(bool wants_answer) noexcept try {
         if (!holding()) return Outcome::not_held;
         State& state = *state_;
         unshare(state);
         const TimePoint now = state.backend.now();
-        const Lease::State was = state.lease.state(now);
-        state.lease.let_go();
-        Outcome outcome = Outcome::not_held;
-        if (was == Lease::State::lost)
-            outcome = state.lease.loss();
-        else if (was == Lease::State::held || was == Lease::State::lapsed)
-            outcome = release(state, later(now, state.options.answers_within()), wants_answer);
-        else
-            undo_unheard(state);
+        const Outcome outcome = state.let_go(now, wants_answer);
         if (outcome != Outcome::not_held)
             detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome});
         return outcome;
     } catch (...) {
         return Outcome::unknown;
-    }
-
-    /// How long a waiter stands in line at most, before he asks anew from its end. One whose machine has vanished is given
-    /// his turn, in vain, for as long as that, if the server does not notice it by itself.
-    static constexpr Millis longest_queue{std::chrono::hours{1}};
-
-    /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
-    /// answer time-out; and each question has that time-out too, or what is left until the last word.
-    bool acquire(TimePoint give_up, const std::stop_token& stop) {
-        State& state = own();
-        const Millis answer_timeout = state.options.answers_within();
-        const TimePoint started = state.backend.now();
-        if (state.held(started))
-            raise_for(state,
-                      {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
-        unshare(state);
-        const detail::StopSignal signal{stop};
-        const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
-        unsigned tries = 0;
-        std::optional<Answer> busy, trouble;
-        TimePoint trouble_ends = TimePoint::max();
-        const auto last_question = [&](TimePoint now) {
-            return last_word - std::min((last_word - now) / 2, 2 * state.fastest + Millis{1});
-        };
-        for (detail::Pace pace{state.backend, state.options.longest_pause}; !stop.stop_requested();) {
-            const TimePoint asked = state.backend.now();
-            ++tries;
-            // That there's a holder to wait for is known, or expected, and that the server answers.
-            const bool waits = (busy || (state.had_to_wait && give_up > started)) && !trouble;
-            Millis patience{0};
-            if (waits) patience = std::min(std::chrono::floor<Millis>(last_question(asked) - asked), longest_queue);
-            const TimePoint in_full = later(asked, patience + answer_timeout);
-            const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
-            Answer answer = attempt(state, {deadline, signal.fd()}, patience);
-            const TimePoint now = state.backend.now();
-            if (state.lease.held(now)) return granted(state, started, tries);
-            if (stop.stop_requested()) break;
-            if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
-            if (answer.is_busy()) {
-                if (give_up <= started) return false;
-                if (patience > Millis{0} || !busy) busy = answer; // a plain question tells less
-                trouble.reset();
-                trouble_ends = TimePoint::max();
-                if (!answer.queued) state.fastest = std::min(state.fastest, now - asked);
-            } else {
-                if (!answer.is_trouble()) fail(state, answer.why);
-                if (busy && answer.never_ends()) busy->why = answer.why;
-                if (!trouble) trouble_ends = later(now, answer_timeout);
-                // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
-                const bool is_gone = answer.why.code == Errc::unreachable;
-                if (!trouble || deadline == in_full || (is_gone && trouble->why.code == Errc::disconnected))
-                    trouble = answer;
-                if (now >= trouble_ends) fail(state, trouble->why);
-            }
-            if (last_word - now <= Millis{1}) {
-                state.backend.pause({last_word, signal.fd()});
-                return busy ? contended(state, *busy) : fail(state, trouble->why);
-            }
-            if (!answer.is_busy() || (waits && !answer.queued))
-                pace.rest({std::min(last_question(now), trouble_ends), signal.fd()}, answer.holder_left);
-        }
-        undo_unheard(state);
-        return false;
-    }
-
-    /// One question, with a token of its own; before it the undoing of what an earlier one may have left behind.
-    static Answer attempt(State& state, const Deadline& deadline, Millis patience) {
-        if (state.lease.unsettled(state.backend.now())) {
-            state.lease.let_go();
-            const Answer undone = state.backend.ask(state.request(Verb::release, soon(state, deadline)));
-            state.lease.released(undone);
-            if (state.lease.unsettled(state.backend.now())) return undone;
-        }
-        const TimePoint asked = state.backend.now();
-        state.lease.ask(state.backend.fresh(), asked, state.options.ttl);
-        Request request = state.request(Verb::acquire, deadline);
-        request.patience = patience;
-        Answer answer = state.backend.ask(request);
-        state.had_to_wait = answer.queued && answer.holder_left != Millis::zero();
-        const bool aged = state.backend.now() - asked > state.options.ttl / 10;
-        if (answer.verdict == Verdict::yes && answer.queued && aged && !renewed(state, deadline))
-            answer = {Verdict::no, {Errc::busy, {}}, {}, true};
-        state.lease.answered(answer, state.backend.now());
-        return answer;
-    }
-
-    /// A grant that was waited for is as old as its question, for all that we know: an extension makes it young. False if it
-    /// has ended by now.
-    static bool renewed(State& state, const Deadline& deadline) {
-        const TimePoint asked = state.backend.now();
-        const Answer answer = state.backend.ask(state.request(Verb::extend, soon(state, deadline)));
-        if (answer.verdict == Verdict::yes) state.lease.ask_anew(asked, state.options.ttl);
-        return answer.why.code != Errc::expired && answer.why.code != Errc::stolen;
-    }
-
-    /// In the answer time-out, if that isn't later.
-    static Deadline soon(const State& state, const Deadline& deadline) {
-        return {std::min(deadline.at, later(state.backend.now(), state.options.answers_within())), deadline.stop};
-    }
-
-    /// The time is up and the key is held. Where the holder has no lease that ends, that is worth an error.
-    static bool contended(State& state, const Answer& busy) {
-        if (busy.why.code != Errc::busy) fail(state, busy.why);
-        undo_unheard(state);
-        return false;
-    }
-
-    [[noreturn]] static bool fail(State& state, const Failure& why) {
-        undo_unheard(state);
-        raise_for(state, why);
-    }
-
-    [[noreturn]] static void raise_for(const State& state, const Failure& why) {
-        const std::string key = "lock \"" + detail::printable(state.key) + "\"";
-        raise({why.code, key + (why.detail.empty() ? "" : ": " + why.detail)});
-    }
-
-    /// There is no time left to hear of it, but what may have been granted can still be undone.
-    static void undo_unheard(State& state) {
-        const TimePoint now = state.backend.now();
-        if (!state.lease.unsettled(now)) return;
-        state.lease.let_go();
-        release(state, now, false);
-    }
-
-    void adopt(const Token& token) {
-        State& state = own();
-        const TimePoint asked = state.backend.now();
-        const TimePoint deadline = later(asked, state.options.answers_within());
-        const Answer answer = insist(state, extension(state, token, state.options.ttl, deadline),
-                                     [](const Answer& last) { return last; });
-        if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
-            state.lease.ask(token, asked, state.options.ttl);
-            state.lease.answered(answer, state.backend.now());
-        }
-        if (state.lease.held(state.backend.now()) && granted(state, asked, 1)) return;
-        state.lease = Lease{state.options};
-        raise_for(state, answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
     }
 
     std::shared_ptr<State> state_;

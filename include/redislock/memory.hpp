@@ -1,14 +1,12 @@
 /// A map as a backend, with simulated time, latency and faults: for our tests and for those of the library's users.
-/// It keeps every sentence of backend.hpp, and knows no server and no lock.
+/// It keeps every sentence of backend.hpp; what a server would do the Keyspace does, and this is its clock, its faults and the way to it.
 #pragma once
 
 #include "backend.hpp"
+#include "keyspace.hpp"
 #include "renewer.hpp"
 
-#include <deque>
-#include <map>
 #include <mutex>
-#include <vector>
 
 namespace redislock {
 
@@ -101,15 +99,13 @@ public:
     /// How many stand in line for the key.
     std::size_t waiting(std::string_view key) const {
         const std::lock_guard guard{mutex_};
-        return static_cast<std::size_t>(std::count_if(
-            line_.begin(), line_.end(), [&](const Waiter* waiter) { return waiter->message.key == key; }));
+        return keys_.waiting(key);
     }
 
     /// Who has the key: at once.
     Answer inspect(std::string_view key, const Deadline&, Holder& holder) {
         const std::lock_guard guard{mutex_};
-        carry_out_until(time());
-        const Entry* entry = find(key, time());
+        const auto* entry = keys().find(key, time());
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
         holder.value = entry->value;
         if (entry->expiry != TimePoint::max()) holder.remaining = std::chrono::floor<Millis>(entry->expiry - time());
@@ -146,54 +142,34 @@ public:
     /// How many replicas there are from now on; at first there are as many as anyone asks for.
     void set_replicas(unsigned count) {
         const std::lock_guard guard{mutex_};
-        replicas_ = count;
+        keys_.set_replicas(count);
     }
 
     /// What another client, or an operator, may do to a key behind our back. Without `ttl` it stays for ever.
     void put(std::string key, std::string value, std::optional<Millis> ttl = {}) {
         const std::lock_guard guard{mutex_};
-        carry_out_until(time());
-        keys_[std::move(key)] = {std::move(value), ttl ? later(time(), *ttl) : TimePoint::max(), true};
+        keys().put(std::move(key), {std::move(value), ttl ? later(time(), *ttl) : TimePoint::max(), true});
     }
 
     /// A value that is no string, as the locks of some other libraries are.
     void put_hash(std::string key) {
         const std::lock_guard guard{mutex_};
-        keys_[std::move(key)] = {{}, TimePoint::max(), false};
+        keys().put(std::move(key), {{}, TimePoint::max(), false});
     }
 
     void erase(std::string_view key) {
         const std::lock_guard guard{mutex_};
-        carry_out_until(time());
-        if (const auto at = keys_.find(key); at != keys_.end()) keys_.erase(at);
+        keys().erase(key);
     }
 
     /// What the key holds now; nothing if it is free.
     std::optional<std::string> get(std::string_view key) {
         const std::lock_guard guard{mutex_};
-        carry_out_until(time());
-        const Entry* entry = find(key, time());
+        const auto* entry = keys().find(key, time());
         return entry != nullptr ? std::optional{entry->value} : std::nullopt;
     }
 
 private:
-    struct Entry {
-        std::string value;
-        TimePoint expiry;
-        bool is_string;
-    };
-
-    /// A request on its way. Of two that arrive together the one sent first is carried out first.
-    struct Message {
-        TimePoint arrival;
-        Verb verb;
-        std::string key;
-        Token token;
-        Millis ttl;
-        unsigned replicas;
-        bool fenced;
-    };
-
     /// The way of renewals in real time: each is carried out, and answered, when its latency is over.
     class Port {
     public:
@@ -220,20 +196,6 @@ private:
         std::deque<std::pair<TimePoint, detail::Renewal>> under_way_;
     };
 
-    /// One whose acquire found the key held. His turn comes when he is taken out of the line, with an answer.
-    struct Waiter {
-        Message message;
-        std::optional<Answer> answer{};
-        detail::Signal turn{};
-    };
-
-    struct Place {
-        Place(std::vector<Waiter*>& all, Waiter& self) : line{all}, waiter{self} { line.push_back(&waiter); }
-        ~Place() { std::erase(line, &waiter); }
-        std::vector<Waiter*>& line;
-        Waiter& waiter;
-    };
-
     static std::uint64_t scrambled(std::uint64_t x) noexcept { // splitmix64's finaliser (Vigna 2015)
         x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
         x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
@@ -241,6 +203,12 @@ private:
     }
 
     TimePoint time() const noexcept { return real_ ? detail::now() : simulated_; }
+
+    /// As they are by now.
+    detail::Keyspace& keys() {
+        keys_.carry_out_until(time());
+        return keys_;
+    }
 
     /// `signal` ends it as well, in real time: in simulated time nobody else is there to give it.
     void wait(std::unique_lock<std::mutex>& guard, const Deadline& until, int signal = -1) noexcept {
@@ -293,8 +261,7 @@ private:
         const Fault fault = next_fault();
         const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
         if (fault == Fault::request_lost || fault == Fault::reset_before) return silence;
-        carry_out_until(time());
-        const Answer done = carry_out(message(request, Verb::extend, time()));
+        const Answer done = keys().carry_out({request, Verb::extend, time()});
         return fault == Fault::none ? done : silence;
     }
 
@@ -302,44 +269,24 @@ private:
     /// way is noticed by the looks of those who wait. Unknown: the time was up before it was our turn.
     Answer stand_in_line(std::unique_lock<std::mutex>& guard, const Request& request, TimePoint arrival) {
         wait(guard, {std::min(arrival, request.deadline.at), request.deadline.stop});
-        Waiter self{message(request, Verb::acquire, arrival)};
-        const Place place{line_, self};
+        detail::Keyspace::Waiter self{keys_, {request, Verb::acquire, arrival}};
         const TimePoint ends = arrival + request.patience;
         while (!self.answer && time() < request.deadline.at && !detail::stopped(request.deadline)) {
-            const Entry* holder = find(request.key, time());
-            if (holder == nullptr) hand_on(self.message.key, time());
+            const auto* holder = keys_.find(request.key, time());
+            if (holder == nullptr) keys_.hand_on(self.message.key, time());
             if (self.answer || time() >= ends) break;
             TimePoint next = std::min({ends, request.deadline.at, later(time(), request.recheck)});
             if (holder != nullptr) next = std::min(next, holder->expiry);
-            if (!messages_.empty()) next = std::min(next, std::max(messages_.front().arrival, time()));
+            next = std::min(next, std::max(keys_.next_arrival(), time()));
             wait(guard, {next, request.deadline.stop}, self.turn.fd());
-            carry_out_until(time());
+            keys_.carry_out_until(time());
         }
         if (self.answer) return *self.answer;
         if (time() < ends) return {Verdict::unknown};
         self.message.arrival = time();
-        return queued(carry_out(self.message));
-    }
-
-    /// The first in line for the key is answered.
-    void hand_on(const std::string& key, TimePoint moment) {
-        const auto first =
-            std::find_if(line_.begin(), line_.end(), [&](const Waiter* waiter) { return waiter->message.key == key; });
-        if (first == line_.end()) return;
-        Waiter& waiter = **first;
-        line_.erase(first);
-        waiter.message.arrival = moment;
-        waiter.answer = queued(carry_out(waiter.message));
-        waiter.turn.set();
-    }
-
-    static Answer queued(Answer answer) {
+        Answer answer = keys_.carry_out(self.message);
         answer.queued = true;
         return answer;
-    }
-
-    static Message message(const Request& request, Verb verb, TimePoint arrival) {
-        return {arrival, verb, std::string{request.key}, request.token, request.ttl, request.replicas, request.fenced};
     }
 
     Fault next_fault() {
@@ -351,73 +298,23 @@ private:
 
     /// Carried out now as seen by the one who asks, whose clock stands still until then; what is late, when it is due.
     Answer deliver(const Request& request, Verb verb, TimePoint arrival) {
-        Message sent = message(request, verb, arrival);
-        carry_out_until(time());
         if (arrival <= request.deadline.at && verb == request.verb) {
-            carry_out_until(arrival);
-            return carry_out(sent);
+            keys_.carry_out_until(std::max(time(), arrival));
+            return keys_.carry_out({request, verb, arrival});
         }
-        const auto after = std::upper_bound(messages_.begin(), messages_.end(), arrival,
-                                            [](TimePoint time, const Message& other) { return time < other.arrival; });
-        messages_.insert(after, std::move(sent));
+        keys().send({request, verb, arrival});
         return {Verdict::unknown};
-    }
-
-    void carry_out_until(TimePoint moment) {
-        while (!messages_.empty() && messages_.front().arrival <= moment) {
-            carry_out(messages_.front());
-            messages_.pop_front();
-        }
-    }
-
-    Entry* find(std::string_view key, TimePoint moment) {
-        const auto at = keys_.find(key);
-        if (at == keys_.end()) return nullptr;
-        if (moment < at->second.expiry) return &at->second;
-        keys_.erase(at);
-        return nullptr;
-    }
-
-    Answer carry_out(const Message& message) {
-        Entry* entry = find(message.key, message.arrival);
-        if (message.verb == Verb::acquire) {
-            if (entry != nullptr) return busy(*entry, message.arrival);
-            if (message.replicas > replicas_) return {Verdict::no, {Errc::no_replicas, {}}};
-            keys_[message.key] = {std::string{message.token.hex()}, message.arrival + message.ttl, true};
-            return {.verdict = Verdict::yes, .fence = message.fenced ? ++fences_ : 0};
-        }
-        if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
-        if (!entry->is_string || entry->value != message.token.hex()) return {Verdict::no, {Errc::stolen, {}}};
-        if (message.verb == Verb::extend)
-            entry->expiry = entry->expiry == TimePoint::max() ? message.arrival + message.ttl
-                                                              : std::max(entry->expiry, message.arrival + message.ttl);
-        else {
-            keys_.erase(keys_.find(message.key));
-            hand_on(message.key, message.arrival);
-        }
-        if (message.verb == Verb::extend && message.replicas > replicas_)
-            return {Verdict::unknown, {Errc::no_replicas, {}}};
-        return {Verdict::yes};
-    }
-
-    static Answer busy(const Entry& holder, TimePoint moment) {
-        if (!holder.is_string) return {Verdict::no, {Errc::wrong_type, {}}};
-        if (holder.expiry == TimePoint::max()) return {Verdict::no, {Errc::no_expiry, {}}};
-        return {Verdict::no, {Errc::busy, {}}, std::chrono::ceil<Millis>(holder.expiry - moment)};
     }
 
     const bool real_;
     mutable std::mutex mutex_;
     TimePoint simulated_{std::chrono::hours{1}};
-    std::map<std::string, Entry, std::less<>> keys_;
-    std::deque<Message> messages_;
-    std::vector<Waiter*> line_; ///< in the order of arrival
+    detail::Keyspace keys_;
     std::deque<Fault> faults_;
     Fault lasting_ = Fault::none;
     Millis delay_{0};
     TimePoint::duration latency_{0};
-    std::uint64_t tokens_ = 0, fences_ = 0;
-    unsigned replicas_ = ~0u;
+    std::uint64_t tokens_ = 0;
     std::vector<std::shared_ptr<detail::Holding>> kept_;
     detail::Renewers<Port> renewers_; ///< in real time
 };

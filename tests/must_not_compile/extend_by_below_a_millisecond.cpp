@@ -1,5 +1,5 @@
 // An extension is as strict as the options are.
-// error: no matching.*extend
+// error: .*(cannot convert|no viable conversion)
 #include <redislock/lock.hpp>
 #include <redislock/memory.hpp>
 

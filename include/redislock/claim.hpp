@@ -1,0 +1,209 @@
+/// How a lease is asked for, extended and released over a backend that may be silent, slow or in trouble: what is asked, until when, when
+/// once more, and how what may have been granted unknown to us is undone. It knows nothing of guards, nor of who renews the lease.
+#pragma once
+
+#include "backend.hpp"
+#include "lease.hpp"
+#include "pace.hpp"
+#include "runtime.hpp"
+
+namespace redislock::detail {
+
+/// One holder's dealings with his backend. Not thread-safe, but for what Holding shares with a renewer; errors are std::system_error.
+template <Backend B>
+class Claim : public Holding {
+public:
+    Claim(B& where, std::string what, const Options& how) : Holding{std::move(what), how}, backend{where} {}
+
+    B& backend;
+
+    /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
+    /// answer time-out; and each question has that time-out too, or what is left until the last word. Returns how many questions
+    /// it took; 0: the lease is not ours.
+    unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
+        const Millis answer_timeout = options.answers_within();
+        const StopSignal signal{stop};
+        const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
+        unsigned tries = 0;
+        std::optional<Answer> busy, trouble;
+        TimePoint trouble_ends = TimePoint::max();
+        const auto last_question = [&](TimePoint now) {
+            return last_word - std::min((last_word - now) / 2, 2 * fastest_ + Millis{1});
+        };
+        for (Pace pace{backend, options.longest_pause}; !stop.stop_requested();) {
+            const TimePoint asked = backend.now();
+            ++tries;
+            // That there's a holder to wait for is known, or expected, and that the server answers.
+            const bool waits = (busy || (had_to_wait_ && give_up > started)) && !trouble;
+            Millis patience{0};
+            if (waits) patience = std::min(std::chrono::floor<Millis>(last_question(asked) - asked), longest_queue);
+            const TimePoint in_full = later(asked, patience + answer_timeout);
+            const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
+            Answer answer = attempt({deadline, signal.fd()}, patience);
+            const TimePoint now = backend.now();
+            if (lease.held(now)) return tries;
+            if (stop.stop_requested()) break;
+            if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
+            if (answer.is_busy()) {
+                if (give_up <= started) return 0;
+                if (patience > Millis{0} || !busy) busy = answer; // a plain question tells less
+                trouble.reset();
+                trouble_ends = TimePoint::max();
+                if (!answer.queued) fastest_ = std::min(fastest_, now - asked);
+            } else {
+                if (!answer.is_trouble()) fail(answer.why);
+                if (busy && answer.never_ends()) busy->why = answer.why;
+                if (!trouble) trouble_ends = later(now, answer_timeout);
+                // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
+                const bool is_gone = answer.why.code == Errc::unreachable;
+                if (!trouble || deadline == in_full || (is_gone && trouble->why.code == Errc::disconnected))
+                    trouble = answer;
+                if (now >= trouble_ends) fail(trouble->why);
+            }
+            if (last_word - now <= Millis{1}) {
+                backend.pause({last_word, signal.fd()});
+                if (!busy) fail(trouble->why);
+                if (busy->why.code != Errc::busy) fail(busy->why); // the holder has no lease that ends: worth an error
+                break;
+            }
+            if (!answer.is_busy() || (waits && !answer.queued))
+                pace.rest({std::min(last_question(now), trouble_ends), signal.fd()}, answer.holder_left);
+        }
+        undo_unheard();
+        return 0;
+    }
+
+    /// Takes over the lease that `token` proves, or throws.
+    void adopt(const Token& token) {
+        const TimePoint asked = backend.now();
+        const TimePoint deadline = later(asked, options.answers_within());
+        const Answer answer = insist(extension(token, options.ttl, deadline), [](const Answer& last) { return last; });
+        if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
+            lease.ask(token, asked, options.ttl);
+            lease.answered(answer, backend.now());
+        }
+        if (lease.held(backend.now())) return;
+        lease = Lease{options};
+        complain(answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
+    }
+
+    /// `was`: the lease as it is now, and held.
+    Outcome extend(const Lease& was, Millis ttl) {
+        const TimePoint asked = backend.now();
+        const TimePoint deadline = std::min(was.end(), asked + options.answers_within());
+        const Outcome outcome = insist(extension(was.token(), ttl, deadline), [&](const Answer& answer) {
+            return extended(was.token(), answer, asked, ttl, backend.now());
+        });
+        const TimePoint now = backend.now();
+        if (outcome == Outcome::confirmed) tell_renewed(now - asked, was.end() - now);
+        return outcome;
+    }
+
+    /// Ends the lease, and says what had become of it.
+    Outcome let_go(TimePoint now, bool wants_answer) {
+        const Lease::State was = lease.state(now);
+        lease.let_go();
+        if (was == Lease::State::lost) return lease.loss();
+        if (was == Lease::State::held || was == Lease::State::lapsed)
+            return release(later(now, options.answers_within()), wants_answer);
+        undo_unheard();
+        return Outcome::not_held;
+    }
+
+    /// Throws what it is about, with the lock's key.
+    [[noreturn]] void complain(const Failure& why) const {
+        raise({why.code, "lock \"" + printable(key) + "\"" + (why.detail.empty() ? "" : ": " + why.detail)});
+    }
+
+private:
+    /// How long a waiter stands in line at most, before he asks anew from its end. One whose machine has vanished is given
+    /// his turn, in vain, for as long as that, if the server does not notice it by itself.
+    static constexpr Millis longest_queue{std::chrono::hours{1}};
+
+    /// With the lease's own token.
+    Request request(Verb verb, const Deadline& deadline) const noexcept {
+        Request request{.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
+        request.recheck = options.recheck();
+        if (verb == Verb::acquire) request.replicas = options.min_replicas;
+        request.fenced = options.fenced;
+        request.nodes = lease.nodes();
+        return request;
+    }
+
+    Request extension(const Token& token, Millis ttl, const Deadline& deadline) const noexcept {
+        Request request{Verb::extend, key, token, ttl, deadline};
+        request.recheck = options.recheck();
+        request.replicas = options.min_replicas;
+        return request;
+    }
+
+    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`.
+    template <class Judge>
+    auto insist(const Request& request, Judge judge) {
+        for (Pace pace{backend, options.longest_pause};;) {
+            const Answer answer = backend.ask(request);
+            const auto judged = judge(answer);
+            if (!answer.is_trouble() || backend.now() >= request.deadline.at) return judged;
+            pace.rest(request.deadline);
+        }
+    }
+
+    /// One question, with a token of its own; before it the undoing of what an earlier one may have left behind.
+    Answer attempt(const Deadline& deadline, Millis patience) {
+        if (lease.unsettled(backend.now())) {
+            lease.let_go();
+            const Answer undone = backend.ask(request(Verb::release, soon(deadline)));
+            lease.released(undone);
+            if (lease.unsettled(backend.now())) return undone;
+        }
+        const TimePoint asked = backend.now();
+        lease.ask(backend.fresh(), asked, options.ttl);
+        Request question = request(Verb::acquire, deadline);
+        question.patience = patience;
+        Answer answer = backend.ask(question);
+        had_to_wait_ = answer.queued && answer.holder_left != Millis::zero();
+        const bool aged = backend.now() - asked > options.ttl / 10;
+        if (answer.verdict == Verdict::yes && answer.queued && aged && !made_young(deadline))
+            answer = {Verdict::no, {Errc::busy, {}}, {}, true};
+        lease.answered(answer, backend.now());
+        return answer;
+    }
+
+    /// A grant that was waited for is as old as its question, for all that we know: an extension makes it young. False if it
+    /// has ended by now.
+    bool made_young(const Deadline& deadline) {
+        const TimePoint asked = backend.now();
+        const Answer answer = backend.ask(extension(lease.token(), options.ttl, soon(deadline)));
+        if (answer.verdict == Verdict::yes) lease.ask_anew(asked, options.ttl);
+        return answer.why.code != Errc::expired && answer.why.code != Errc::stolen;
+    }
+
+    /// In the answer time-out, if that isn't later.
+    Deadline soon(const Deadline& deadline) const noexcept {
+        return {std::min(deadline.at, later(backend.now(), options.answers_within())), deadline.stop};
+    }
+
+    Outcome release(TimePoint deadline, bool wants_answer) {
+        Request question = request(Verb::release, deadline);
+        question.wants_answer = wants_answer;
+        return insist(question, [&](const Answer& answer) { return lease.released(answer); });
+    }
+
+    /// There is no time left to hear of it, but what may have been granted can still be undone.
+    void undo_unheard() {
+        const TimePoint now = backend.now();
+        if (!lease.unsettled(now)) return;
+        lease.let_go();
+        release(now, false);
+    }
+
+    [[noreturn]] void fail(const Failure& why) {
+        undo_unheard();
+        complain(why);
+    }
+
+    TimePoint::duration fastest_ = options.answers_within(); ///< of all answers so far
+    bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
+};
+
+} // namespace redislock::detail
