@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <deque>
 #include <future>
 #include <iostream>
 #include <sstream>
@@ -23,7 +25,6 @@ using namespace std::string_literals;
 using redislock::Errc;
 using redislock::Millis;
 using redislock::Unlocked;
-using Lock = redislock::RedisLock<redislock::Redis>;
 using Clock = std::chrono::steady_clock;
 
 namespace {
@@ -99,7 +100,7 @@ std::string no_name(const std::string& text) {
 
 struct Settings {
     std::string key{};
-    std::string url = "redis://127.0.0.1:6379";
+    std::vector<std::string> urls{};
     std::string fence_env{};
     Duration ttl{30s};
     std::optional<Duration> wait{}, kill_after{};
@@ -117,6 +118,31 @@ struct Settings {
 struct Event {
     const int fd = good(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     void happen() const { ::eventfd_write(fd, 1); }
+};
+
+/// What the lock's observer was told. Static, as an observer is to be.
+struct Told {
+    static inline const Event lost{};
+    static inline std::atomic why_lost = redislock::Loss::timed_out; ///< by the clock, if nothing else is told
+    static inline std::atomic why_not_renewed = Errc::timed_out, why_unknown = Errc::timed_out;
+
+    static constexpr redislock::Observer observer{
+        .not_renewed =
+            [](void*, const redislock::Observer::NotRenewed& event) noexcept {
+                why_not_renewed = Errc{event.why.value()};
+            },
+        .lost =
+            [](void*, const redislock::Observer::Lost& event) noexcept {
+                why_lost = event.why;
+                lost.happen();
+            },
+        .released =
+            [](void*, const redislock::Observer::Released& event) noexcept {
+                if (event.why) why_unknown = Errc{event.why.value()};
+            },
+    };
+
+    static std::string text(Errc why) { return make_error_code(why).message(); }
 };
 
 /// The signals to pass on, but for those that whoever started us ignores, and the news of children: as something to wait for.
@@ -233,6 +259,7 @@ private:
 };
 
 /// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the wait.
+template <class Lock>
 int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
     std::stop_source stop;
     const Event over;
@@ -249,9 +276,8 @@ int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
 }
 
 /// Until the command has ended; or its whole group, if the lease was lost: false.
+template <class Lock>
 bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const Signals& signals) {
-    const Event lease_lost;
-    const std::stop_callback callback{lock.lost(), [&] { lease_lost.happen(); }};
     std::optional<Clock::time_point> kill_at;
     for (;;) {
         command.reap(settings);
@@ -262,7 +288,9 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
             command.signal(SIGTERM);
             command.signal(SIGCONT); // it may be stopped
-            settings.say(left > 0ms ? "the lease can't be renewed" : "the lease is lost");
+            settings.say("the lease of \"" + settings.key + "\" " +
+                         (left > 0ms ? "can't be renewed: " + Told::text(Told::why_not_renewed)
+                                     : "is lost: " + std::string{to_string(Told::why_lost)}));
         }
         std::optional<Millis> limit = left - settings.grace();
         if (kill_at) limit = std::chrono::ceil<Millis>(*kill_at - Clock::now());
@@ -270,15 +298,28 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             command.signal(SIGKILL);
             limit.reset();
         }
-        signals.wait(kill_at ? nullptr : &lease_lost, limit);
+        signals.wait(kill_at ? nullptr : &Told::lost, limit);
     }
 }
 
-int run(const Settings& settings, char** words) {
-    redislock::Redis redis{settings.url}; // may block to resolve a name, while signals still end us
-    const Signals signals;
+/// With the server, or with the majority of several.
+template <class Use>
+int with_servers(const Settings& settings, Use use) {
+    std::deque<redislock::Redis> servers;
+    for (const std::string& url : settings.urls) servers.emplace_back(url); // may block to resolve a name
+    if (servers.size() == 1) return use(servers.front());
+    std::vector<redislock::Redis*> all;
+    for (redislock::Redis& server : servers) all.push_back(&server);
+    redislock::Quorum<redislock::Redis> quorum{all};
+    return use(quorum);
+}
+
+template <class Servers>
+int run(Servers& servers, const Settings& settings, char** words) {
+    const Signals signals; // until now they end us
     const bool fenced = !settings.fence_env.empty();
-    Lock lock{redis, settings.key, {.ttl = settings.ttl.span, .fenced = fenced}, std::defer_lock};
+    const redislock::Options options{.ttl = settings.ttl.span, .fenced = fenced, .observer = &Told::observer};
+    redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};
     if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
     ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
@@ -296,14 +337,15 @@ int run(const Settings& settings, char** words) {
         settings.say("the lease was lost before the command ended, with status " + std::to_string(command.status()));
         return lost;
     }
-    if (outcome == Unlocked::unknown) settings.say("no answer to the release: the key may stay for its ttl");
+    if (outcome == Unlocked::unknown)
+        settings.say("the key may stay for its ttl, for the release failed: " + Told::text(Told::why_unknown));
     return command.status();
 }
 
 /// Asks, and takes nothing.
-int show_status(const Settings& settings) {
-    redislock::Redis redis{settings.url};
-    const auto holder = redislock::inspect(redis, settings.key, 5s);
+template <class Servers>
+int show_status(Servers& servers, const Settings& settings) {
+    const auto holder = redislock::inspect(servers, settings.key, 5s);
     std::string text = "free";
     if (holder)
         text = holder->remaining ? "held, for " + std::to_string(holder->remaining->count()) + " ms if it isn't renewed"
@@ -328,7 +370,8 @@ int main(int argc, char** argv) {
     char** const words = *split ? split + 1 : split;
 
     Settings settings;
-    CLI::App app{"Runs a command while it holds a lock on a Redis server, which no other client can hold then.",
+    CLI::App app{"Runs a command while it holds a lock on a Redis server, or on a majority of several, which no other "
+                 "client can hold then.",
                  "redis-flock"};
     app.get_formatter()->label("OPTIONS", "OPTION]... -- COMMAND [ARGUMENT"); // in the usage
     app.footer(manual);
@@ -348,8 +391,12 @@ int main(int argc, char** argv) {
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
     for (const char* name : {"--ttl", "--wait", "--kill-after"})
         app.get_option(name)->check(objection)->type_name("DURATION");
-    app.add_option("--url", settings.url, "the server (default redis://127.0.0.1:6379)")
+    app.add_option("--url", settings.urls,
+                   "the server (default redis://127.0.0.1:6379); several times: a majority of 3, 5, ... servers that "
+                   "know nothing of "
+                   "one another")
         ->type_name("URL")
+        ->allow_extra_args(false)
         ->envname("REDIS_URL");
     app.add_option("--fence-env", settings.fence_env, "the environment variable for the number of this grant")
         ->check(no_name)
@@ -371,9 +418,12 @@ int main(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : usage;
     }
+    if (settings.urls.empty()) settings.urls.emplace_back("redis://127.0.0.1:6379");
 
     try {
-        return settings.status ? show_status(settings) : run(settings, words);
+        return with_servers(settings, [&](auto& servers) {
+            return settings.status ? show_status(servers, settings) : run(servers, settings, words);
+        });
     } catch (const std::system_error& error) {
         settings.say(error.what());
         return cause(error.code());

@@ -21,11 +21,13 @@ struct Diary {
         this,
         [](void* self, const Observer::Acquired& event) noexcept { of(self).acquired.push_back(event); },
         [](void* self, const Observer::Renewed& event) noexcept { of(self).renewed.push_back(event); },
+        [](void* self, const Observer::NotRenewed& event) noexcept { of(self).not_renewed.push_back(event); },
         [](void* self, const Observer::Lost& event) noexcept { of(self).lost.push_back(event.why); },
         [](void* self, const Observer::Released& event) noexcept { of(self).released.push_back(event); },
     };
     std::vector<Observer::Acquired> acquired{};
     std::vector<Observer::Renewed> renewed{};
+    std::vector<Observer::NotRenewed> not_renewed{};
     std::vector<Loss> lost{};
     std::vector<Observer::Released> released{};
 
@@ -75,6 +77,43 @@ TEST_CASE("an observer is told of each renewal, and what had been left of the le
     CHECK(diary.renewed.size() == 4);
 }
 
+TEST_CASE("an observer is told of each renewal that failed, with the reason, before the lease is lost", "[observer]") {
+    Memory memory;
+    Diary diary;
+    RedisLock lock{memory, "k", told_to(diary)};
+    memory.inject(Fault::request_lost);
+    memory.advance(4s);
+    REQUIRE(diary.not_renewed.size() == 1);
+    CHECK(diary.not_renewed[0].key == "k");
+    CHECK(diary.not_renewed[0].why == Errc::timed_out);
+    CHECK(diary.not_renewed[0].left > 5s);
+    CHECK(diary.not_renewed[0].left < 6s);
+    CHECK(diary.renewed.size() == 1); // it was tried again
+    CHECK(lock.owns_lock());
+    memory.erase("k");
+    memory.advance(4s);
+    REQUIRE(diary.not_renewed.size() == 2);
+    CHECK(diary.not_renewed[1].why == Errc::expired);
+    CHECK(diary.not_renewed[1].left <= 0s);
+}
+
+TEST_CASE("an observer is told why nobody knows what became of a release", "[observer]") {
+    Memory memory;
+    Diary diary;
+    Options options = told_to(diary);
+    SECTION("nobody answered") {
+        RedisLock lock{memory, "k", options};
+        memory.set_fault(Fault::reply_lost);
+    }
+    SECTION("it was not to be confirmed") {
+        options.confirm_release = false;
+        RedisLock lock{memory, "k", options};
+    }
+    REQUIRE(diary.released.size() == 1);
+    CHECK(diary.released[0].outcome == Outcome::unknown);
+    CHECK(diary.released[0].why == (options.confirm_release ? Errc::timed_out : std::error_code{}));
+}
+
 TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
     Memory memory;
     Diary diary;
@@ -106,8 +145,8 @@ TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]")
     static RedisLock<Memory>* watched = nullptr;
     static int seen = 0;
     const Observer observer{
-        nullptr, nullptr, [](void*, const Observer::Renewed&) noexcept { seen += watched->owns_lock(); },
-        [](void*, const Observer::Lost&) noexcept { seen += watched->unlock() != Unlocked::confirmed; }, nullptr};
+        .renewed = [](void*, const Observer::Renewed&) noexcept { seen += watched->owns_lock(); },
+        .lost = [](void*, const Observer::Lost&) noexcept { seen += watched->unlock() != Unlocked::confirmed; }};
     RedisLock lock{memory, "k", {.ttl = 9s, .observer = &observer}};
     watched = &lock;
     memory.advance(10s);

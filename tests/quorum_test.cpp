@@ -134,6 +134,30 @@ TEST_CASE("where no majority can be had, the error tells how many servers failed
     }
 }
 
+TEST_CASE("what is the matter with a minority can be asked for, until it is mended", "[redis][quorum]") {
+    Servers two{2};
+    test::RedisServer closed{{"--requirepass", "hunter2"}};
+    Redis third{closed.tcp_uri()};
+    Quorum quorum{two.nodes[0], two.nodes[1], third};
+    CHECK(quorum.troubles().empty());
+    const auto finds = [&](std::error_code code) { // it may be at rest, and not asked each time
+        for (const TimePoint end = quorum.now() + 10s; quorum.now() < end;) {
+            RedisLock lock{quorum, "k", plain};
+            CHECK(lock.unlock() == Unlocked::confirmed);
+            const std::vector<Failure> troubles = quorum.troubles();
+            if (!code && troubles.empty()) return true;
+            if (troubles.size() == 1 && troubles[0].code == code) return troubles[0].detail == third.name();
+        }
+        return false;
+    };
+    CHECK(finds(Errc::auth_required));
+    closed.command({"AUTH", "hunter2"});
+    closed.command({"CONFIG", "SET", "requirepass", ""});
+    CHECK(finds({}));
+    closed.kill();
+    CHECK(finds(Errc::unreachable));
+}
+
 TEST_CASE("a minority of frozen servers is not waited for, and finds all released when it goes on", "[redis][quorum]") {
     Servers five{5};
     Quorum<Redis> quorum = five.quorum();

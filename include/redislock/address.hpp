@@ -134,15 +134,24 @@ private:
         return plain;
     }
 
-    /// Of a URI that isn't understood, any part may be a password; but for the path of a socket.
+    /// Of a URI that isn't understood, any part may be a password; but for the path of a socket, or the host, where no @ is.
     [[noreturn]] void refuse(const std::string& why) const {
+        constexpr std::string_view hosts = "0123456789-.ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
         const auto scheme_end = uri_.substr(0, 20).find("://");
         const bool is_scheme = scheme_end != uri_.npos && uri_.find_first_of(":@") == scheme_end;
         const std::string_view scheme = is_scheme ? uri_.substr(0, scheme_end + 3) : "";
-        const std::string_view path = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
-        const bool shows =
-            scheme == "unix://" && path.starts_with('/') && uri_.find('@') == uri_.npos && path.size() < 200;
-        raise({Errc::bad_uri, "\"" + printable(std::string{scheme}.append(shows ? path : "***")) + "\": " + why});
+        const std::string_view behind = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
+        const bool has_user = uri_.find('@') != uri_.npos;
+        std::string shown{scheme};
+        if (scheme == "unix://" && behind.starts_with('/') && !has_user && behind.size() < 200)
+            shown += behind;
+        else if (scheme == "redis://" && !has_user)
+            shown.append(behind.substr(0, std::min<std::size_t>(behind.find_first_not_of(hosts), 200))).append(":***");
+        else
+            shown += "***";
+        const std::string hint = "; in a user or password, all but letters, digits, - . _ ~ is written %XX";
+        raise({Errc::bad_uri, "\"" + printable(shown) + "\": " + why +
+                                  (has_user && (scheme == "redis://" || scheme == "unix://") ? hint : "")});
     }
 
     std::string_view uri_;

@@ -110,6 +110,9 @@ public:
         return Outcome::not_held;
     }
 
+    /// What the last release met with.
+    std::error_code why_unknown() const noexcept { return why_unknown_; }
+
     /// Throws what it is about, with the lock's key.
     [[noreturn]] void complain(const Failure& why) const {
         raise({why.code, "lock \"" + printable(key) + "\"" + (why.detail.empty() ? "" : ": " + why.detail)});
@@ -186,7 +189,10 @@ private:
     Outcome release(TimePoint deadline, bool wants_answer) {
         Request question = request(Verb::release, deadline);
         question.wants_answer = wants_answer;
-        return insist(question, [&](const Answer& answer) { return lease.released(answer); });
+        return insist(question, [&](const Answer& answer) {
+            why_unknown_ = answer.why.code;
+            return lease.released(answer);
+        });
     }
 
     /// There is no time left to hear of it, but what may have been granted can still be undone.
@@ -203,6 +209,7 @@ private:
     }
 
     TimePoint::duration fastest_ = options.answers_within(); ///< of all answers so far
+    std::error_code why_unknown_{};
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

@@ -2,6 +2,10 @@
 /// It knows nothing of what the library does.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "redislock needs C++20: -std=c++20"
+#endif
+
 #include <string>
 #include <system_error>
 #include <type_traits>

@@ -102,8 +102,9 @@ public:
 
     /// What became of a renewal.
     struct Renewed {
-        TimePoint next;                           ///< when to come back: at once, if the lease is lost
-        std::optional<TimePoint::duration> slack; ///< what had been left of the lease; nothing: it was not extended
+        TimePoint next;           ///< when to come back: at once, if the lease is lost
+        bool confirmed;           ///< it was extended
+        TimePoint::duration left; ///< of the lease as it had been
     };
 
     /// An extension with this token, asked at `asked`, was answered. Nothing, if it was another lease's.
@@ -113,11 +114,11 @@ public:
         asking_ = false;
         const TimePoint::duration slack = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
-        if (!lease.held(now)) return Renewed{now, std::nullopt};
+        if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
         const auto pause = std::max<TimePoint::duration>(slack / 16, Millis{1}); // ever shorter to the end
         const bool confirmed = outcome == Outcome::confirmed;
         renew_at_ = confirmed ? asked + options.ttl / 3 : now + pause + this->slack();
-        return Renewed{next(), confirmed ? std::optional{slack} : std::nullopt};
+        return Renewed{next(), confirmed, slack};
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.
@@ -139,11 +140,15 @@ public:
         return !lease.held(now) || (kept_ && now >= give_up_);
     }
 
-    /// For the observer: a renewal was confirmed, or the lease was lost. Outside the mutex, as all of them.
+    /// For the observer: what became of an extension, or that the lease was lost. Outside the mutex, as all of them.
     void tell_renewed(TimePoint::duration round_trip, TimePoint::duration left) const noexcept {
-        tell(options.observer, &Observer::renewed, {key, round_trip, left});
+        detail::tell(options.observer, &Observer::renewed, {key, round_trip, left});
     }
-    void tell_lost(Loss why) const noexcept { tell(options.observer, &Observer::lost, {key, why}); }
+    void tell(const Renewed& renewed, const Answer& answer, TimePoint::duration round_trip) const noexcept {
+        if (renewed.confirmed) return tell_renewed(round_trip, renewed.left);
+        detail::tell(options.observer, &Observer::not_renewed, {key, answer.why.code, renewed.left});
+    }
+    void tell_lost(Loss why) const noexcept { detail::tell(options.observer, &Observer::lost, {key, why}); }
 
     /// By how much a renewal may be early, so that many travel together.
     TimePoint::duration slack() const noexcept {

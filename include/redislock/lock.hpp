@@ -246,7 +246,9 @@ private:
         const TimePoint now = state.backend.now();
         const Outcome outcome = state.let_go(now, wants_answer);
         if (outcome != Outcome::not_held)
-            detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome});
+            detail::tell(state.options.observer, &Observer::released,
+                         {state.key, now - state.granted, outcome,
+                          outcome == Outcome::unknown ? state.why_unknown() : std::error_code{}});
         return outcome;
     } catch (...) {
         return Outcome::unknown;

@@ -238,8 +238,9 @@ private:
             guard.unlock(); // observers and callbacks may do what they like
             if (step.act == Act::renew) {
                 const detail::Renewal renewal{holding, step.token, moment, step.deadline};
-                const auto renewed = holding->answered(step.token, this->renewed(renewal.request()), moment, moment);
-                if (renewed && renewed->slack) holding->tell_renewed({}, *renewed->slack);
+                const Answer answer = this->renewed(renewal.request());
+                const auto renewed = holding->answered(step.token, answer, moment, moment);
+                if (renewed) holding->tell(*renewed, answer, {});
                 if (renewed) keep_again(*holding, renewed->next);
             } else if (step.act == Act::tell) {
                 detail::Message{holding, step}.tell();

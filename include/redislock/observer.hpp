@@ -31,8 +31,8 @@ constexpr std::string_view to_string(Loss loss) noexcept {
 /// it, and no mutex of ours is held meanwhile. What a view refers to lives as long as the call.
 ///
 /// `acquired` and `released` are called by the lock's own thread, `lost` by one of those that run the callbacks of lost(),
-/// so that it may block; `renewed` by the thread that renews all leases of a backend, or by the lock's own in an extend(),
-/// and must return at once. Several may be called at the same time.
+/// so that it may block; `renewed` and `not_renewed` by the thread that renews all leases of a backend, or `renewed` by the lock's own in
+/// an extend(), and must return at once. Several may be called at the same time.
 struct Observer {
     using Span = LeaseClock::duration;
 
@@ -47,6 +47,11 @@ struct Observer {
         Span round_trip; ///< from the question to the answer
         Span slack;      ///< what had been left of the lease when the answer came
     };
+    struct NotRenewed {
+        std::string_view key;
+        std::error_code why; ///< nobody was there, or answered in time; or what the server had against it
+        Span left;           ///< of the lease: while there is some, it is tried again; 0 or less if it is over
+    };
     struct Lost {
         std::string_view key;
         Loss why;
@@ -55,11 +60,13 @@ struct Observer {
         std::string_view key;
         Span held; ///< from the grant to the call of unlock()
         Outcome outcome;
+        std::error_code why; ///< of an unknown outcome, if the release was not to be unconfirmed
     };
 
     void* context = nullptr; ///< the first argument of each
     void (*acquired)(void* context, const Acquired& event) noexcept = nullptr;
     void (*renewed)(void* context, const Renewed& event) noexcept = nullptr;
+    void (*not_renewed)(void* context, const NotRenewed& event) noexcept = nullptr;
     void (*lost)(void* context, const Lost& event) noexcept = nullptr;
     void (*released)(void* context, const Released& event) noexcept = nullptr;
 };

@@ -160,6 +160,15 @@ public:
         return {trouble.verdict, detail::no_majority(silent, nodes_.size(), trouble.why)};
     }
 
+    /// The servers whose last answer to an acquire or a release was an error, or did not come: which error, and the server's name. A
+    /// majority is enough for a lock, so that nothing else tells of the others. Thread-safe; asks nobody.
+    std::vector<Failure> troubles() const {
+        std::vector<Failure> all;
+        for (std::size_t n = 0; n < nodes_.size(); ++n)
+            if (const Errc trouble = health_[n].trouble; trouble != Errc{}) all.push_back({trouble, nodes_[n]->name()});
+        return all;
+    }
+
     /// Renewals travel on connections of their own, in a thread that is started with the first of them.
     void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
         renewers_.keep(holding, when, nodes_);
@@ -174,10 +183,12 @@ private:
     using Ballot = detail::Ballot<detail::Question>;
     using Link = typename Node::template Link<Vote>;
 
-    /// When a node that did not answer is asked again. Of all threads; a vote more or less makes no difference.
+    /// When a node that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes no
+    /// difference.
     struct Health {
         static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
         std::atomic<TimePoint::rep> rests_until{0}, pause{0};
+        std::atomic<Errc> trouble{};
 
         TimePoint until() const noexcept { return TimePoint{TimePoint::duration{rests_until.load()}}; }
         bool rests(TimePoint now) const noexcept { return now < until(); }
@@ -234,10 +245,12 @@ private:
                 if (links[n].owed() > 0)
                     links[n].advance(now, [&](const Vote& vote, Answer answer) {
                         if (!answer.is_busy()) detail::locate(answer.why, *quorum.nodes_[n]);
+                        Health& health = quorum.health_[n];
+                        health.trouble = answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()};
                         if (links[n].is_closed())
-                            quorum.health_[n].failed(now);
+                            health.failed(now);
                         else
-                            quorum.health_[n].answered();
+                            health.answered();
                         vote.ballot->count(n, answer);
                     });
         }

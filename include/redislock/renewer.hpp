@@ -229,7 +229,7 @@ private:
             const TimePoint due = renewal.holding->due;
             if (renewed && renewed->next < due) reschedule(agenda_.find({due, renewal.holding.get()}), renewed->next);
         }
-        if (renewed && renewed->slack) renewal.holding->tell_renewed(now - renewal.asked, *renewed->slack);
+        if (renewed) renewal.holding->tell(*renewed, answer, now - renewal.asked);
     }
 
     /// Of those whose time has come, and of those behind them whose time is near, so that they travel together: as many as

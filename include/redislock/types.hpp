@@ -155,6 +155,12 @@ struct Answer {
     /// It is held in a way that no lease of ours can wait out. Beside an unknown: it was when it was last seen.
     bool never_ends() const noexcept { return why.code == Errc::no_expiry || why.code == Errc::wrong_type; }
 
+    /// It says something of the key. If not, it says that something is the matter with the place.
+    bool is_about_the_key() const noexcept {
+        return verdict == Verdict::yes || is_busy() ||
+               (verdict == Verdict::no && (why.code == Errc::expired || why.code == Errc::stolen));
+    }
+
     /// Time may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
     bool is_trouble() const noexcept {
         if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
