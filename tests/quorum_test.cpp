@@ -1,5 +1,6 @@
 // A majority of real servers as a backend: what the votes amount to, with servers that are dead, frozen, or have forgotten.
 #include "conformance.hpp"
+#include "proxy.hpp"
 #include "redis_server.hpp"
 #include "troubles.hpp"
 
@@ -15,8 +16,13 @@ namespace {
 
 /// Servers of a test's own, since it may stop and kill them.
 struct Servers {
-    explicit Servers(std::size_t count) {
-        for (std::size_t n = 0; n < count; ++n) nodes.emplace_back(servers.emplace_back().unix_uri());
+    /// With `db`, each connection has to name it, and to hear that it may, before the first question.
+    explicit Servers(std::size_t count, const std::string& db = {}) {
+        for (std::size_t n = 0; n < count; ++n) {
+            test::RedisServer& server = servers.emplace_back();
+            nodes.emplace_back(server.unix_uri() + (db.empty() ? "" : "?db=" + db));
+            if (!db.empty()) server.command({"SELECT", db});
+        }
     }
     Quorum<Redis> quorum() {
         std::vector<Redis*> all;
@@ -30,6 +36,17 @@ struct Servers {
         std::size_t count = 0;
         for (test::RedisServer& server : servers) count += server.integer({"EXISTS", key}) == 1;
         return count;
+    }
+    /// An acquire is on its way to those that were not waited for.
+    bool have_all() {
+        for (const TimePoint end = later(detail::now(), 5s); detail::now() < end;)
+            if (keys() == servers.size()) return true;
+        return false;
+    }
+    /// As a server does to those that it has not heard of for too long: all but the operator.
+    void disconnect(std::size_t n) {
+        servers[n].command({"CLIENT", "KILL", "TYPE", "normal"});
+        while (servers[n].statistic("clients", "connected_clients:") > 1) std::this_thread::yield();
     }
     /// Late releases are on their way; a server that was frozen has yet to read them.
     bool are_free_within(Millis limit) {
@@ -205,6 +222,88 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
     three.servers[2].go_on();
     CHECK(lock.unlock() == Unlocked::confirmed);
     CHECK(three.are_free_within(5s));
+}
+
+TEST_CASE("a release reaches also a server to which a connection is being made, though a majority has answered",
+          "[redis][quorum]") {
+    Servers three{3, "1"};
+    Quorum<Redis> quorum = three.quorum();
+    { RedisLock warm_up{quorum, "k", plain}; }
+    RedisLock lock{quorum, "k", plain};
+    REQUIRE(three.have_all());
+    three.disconnect(2);
+    three.servers[2].stop();
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    three.servers[2].go_on();
+    CHECK(three.are_free_within(5s));
+}
+
+TEST_CASE("a release that is not to be confirmed goes out, also where all connections have to be made anew",
+          "[redis][quorum]") {
+    Servers three{3, "1"};
+    Quorum<Redis> quorum = three.quorum();
+    Options hasty = plain;
+    hasty.confirm_release = false;
+    { RedisLock warm_up{quorum, "k", plain}; }
+    {
+        const RedisLock lock{quorum, "k", hasty};
+        REQUIRE(three.have_all());
+        for (std::size_t n = 0; n < 3; ++n) three.disconnect(n);
+    }
+    CHECK(three.are_free_within(5s));
+}
+
+TEST_CASE("a release reaches also a server that has hung up behind an answer that nobody has read yet",
+          "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    { RedisLock warm_up{quorum, "k", plain}; }
+    three.servers[2].stop();
+    RedisLock lock{quorum, "k", plain};
+    three.servers[2].go_on();
+    REQUIRE(three.have_all());
+    three.disconnect(2);
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(three.are_free_within(5s));
+}
+
+TEST_CASE("a release is tried again as long as a server that may have the key has not answered", "[redis][quorum]") {
+    Servers three{3};
+    test::Proxy way{three.servers[2].socket_path()};
+    Redis third{way.uri()};
+    Quorum<Redis> quorum{three.nodes[0], three.nodes[1], third};
+    three.servers[0].kill();
+    RedisLock lock{quorum, "k", {.ttl = 20s, .renew = false, .answer_timeout = 2s}};
+    way.set(test::Proxy::Mode::cut);
+    std::jthread mender{[&] {
+        const auto tries = [&] { return three.servers[1].statistic("commandstats", "cmdstat_get:calls="); };
+        for (const TimePoint end = quorum.now() + 1s; tries() < 3 && quorum.now() < end;) std::this_thread::yield();
+        way.set(test::Proxy::Mode::forward);
+    }};
+    CHECK(lock.unlock() == Unlocked::unknown);
+    mender.join();
+    CHECK(three.servers[2].is_empty_within(5s));
+}
+
+TEST_CASE("an acquire that nobody waits for any more is not sent when the connection comes about", "[redis][quorum]") {
+    Servers three{3, "1"};
+    Quorum<Redis> quorum = three.quorum(), elsewhere = three.quorum();
+    const Options hasty{.ttl = 60s, .renew = false, .answer_timeout = 50ms};
+    three.servers[2].stop();
+    RedisLock lock{quorum, "k", hasty, std::defer_lock};
+    while (!lock.owns_lock()) failure([&] { static_cast<void>(lock.try_lock()); });
+    three.servers[2].go_on();
+    const TimePoint too_late = quorum.now() + hasty.answers_within();
+    {
+        RedisLock adopter{elsewhere, "k", plain, std::adopt_lock, lock.detach()};
+        CHECK(adopter.unlock() == Unlocked::confirmed);
+    }
+    REQUIRE(three.are_free_within(5s));
+    quorum.pause(too_late);
+    { RedisLock other{quorum, "other", plain}; }
+    CHECK(three.keys() == 0);
+    { RedisLock other{quorum, "other", plain}; }
+    CHECK(three.keys() == 0);
 }
 
 TEST_CASE("a frozen server is not flooded with releases of what it can not have", "[redis][quorum]") {

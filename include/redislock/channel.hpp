@@ -49,14 +49,15 @@ public:
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
-        if (pausing_) return TimePoint{};
-        return opening() ? std::min(due_, open_by_) : due_;
+        if (pausing_ || !refused_.empty()) return TimePoint{};
+        return is_opening() ? std::min(due_, open_by_) : due_;
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
+    bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
     /// How many answers are still to come; and whether one to a question with this token, or to any acquire.
-    std::size_t owed() const noexcept { return under_way_.size() + durable_.size(); }
+    std::size_t owed() const noexcept { return under_way_.size() + durable_.size() + refused_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
         return acquires_ > 0 && owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
@@ -66,9 +67,9 @@ public:
     void send(Errand errand) {
         // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
         const Request& request = errand.request();
-        const bool must_not = request.verb == Verb::acquire && now() < votes_from_;
-        if (phase_ == Phase::ready && owed() == 0 && (must_not || readable(connection_.fd()))) hang_up();
-        if (phase_ == Phase::ready && must_not) connection_.refuse(restarted(votes_from_, now()));
+        if (phase_ == Phase::ready && owed() == 0 && readable(connection_.fd())) hang_up();
+        if (phase_ == Phase::ready && request.verb == Verb::acquire && now() < votes_from_)
+            return refused_.push_back(std::move(errand));
         const bool is_script = request.verb != Verb::acquire || !is_plain(request);
         // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
         // where nobody waits for the answer, there may be nobody to send it again.
@@ -91,16 +92,25 @@ public:
     /// was never sent, an *unknown* for one whose answer will not come.
     template <class Answered>
     void advance(TimePoint now, Answered&& answered) {
+        for (Errand& errand : std::exchange(refused_, {}))
+            answered(errand, Answer{Verdict::no, restarted(votes_from_, now)});
+        // Who asked has left, and will not release what is only granted now.
+        if (is_opening() && acquires_ > 0 && due_ <= now && is_overdue(now))
+            return fail({Errc::timed_out, "connecting"}, answered);
         if (phase_ == Phase::closed && !under_way_.empty()) open(now, 0);
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
+        if (phase_ == Phase::greeting && flush(hello_) && greeted()) {
+            if (const TimePoint time = detail::now(); time < votes_from_ && acquires_ > 0)
+                return fail(restarted(votes_from_, time), answered);
+            phase_ = Phase::ready;
+        }
         if (phase_ == Phase::ready) {
             flush_questions(now);
             receive(now, answered);
         }
-        while (opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
+        while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_), answered);
         if (!pausing_ && due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
@@ -140,8 +150,6 @@ private:
         return phase_ == Phase::connecting || (phase_ == Phase::greeting && !hello_.empty()) ||
                (phase_ == Phase::ready && !out_.empty());
     }
-
-    bool opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
     /// The next address, after `tried` others; each has its share of the time.
     void open(TimePoint now, std::size_t tried) {
@@ -213,10 +221,6 @@ private:
             }
             votes_from_ = later(now(), server_.greeting.probation(greeted_, *reply)); // not from before it was said
         }
-        if (const TimePoint time = now(); time < votes_from_ && owes_an_acquire()) {
-            connection_.refuse(restarted(votes_from_, time));
-            return false;
-        }
         if (server_.greeting.has_name()) connection_.owe_reply();
         return true;
     }
@@ -269,7 +273,7 @@ private:
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
         const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
-        if (verdict == Verdict::unknown && connection_.good()) leave();
+        if (phase_ >= Phase::greeting && connection_.good()) leave();
         hang_up();
         ++nth_;
         out_.clear();
@@ -277,19 +281,24 @@ private:
         waits_for_ = 0;
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
         for (Sent& sent : std::exchange(under_way_, {}))
-            if (!sent.is_wait) answered(sent.errand, Answer{verdict, why});
+            if (!sent.is_wait) answered(sent.errand, Answer{is_release(sent) ? Verdict::unknown : verdict, why});
     }
+
+    static bool is_release(const Sent& sent) noexcept { return sent.errand.request().verb == Verb::release; }
 
     static bool gives_up(const Errand& errand) noexcept {
         if constexpr (requires { errand.gives_up(); }) return errand.gives_up();
         return true;
     }
 
-    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind.
+    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind. Of what
+    /// waits for the end of the greeting the releases are sent, for they do no harm wherever it leads to.
     void leave() {
-        std::string last_words = out_;
+        const bool ready = phase_ == Phase::ready;
+        std::string last_words = ready ? out_ : hello_;
         for (const Sent& sent : under_way_)
-            if (counts(sent) && gives_up(sent.errand)) last_words += release_by_body(sent.errand.request());
+            if (ready ? counts(sent) && gives_up(sent.errand) : is_release(sent))
+                last_words += release_by_body(sent.errand.request());
         connection_.leave(last_words);
         server_.last_words.keep(connection_.take_lingering());
     }
@@ -307,6 +316,7 @@ private:
     PreparedCommand acquire_, release_;
     std::deque<Sent> under_way_;
     unsigned acquires_ = 0;                         ///< among them
+    std::deque<Errand> refused_;                    ///< acquires, for it may have forgotten leases
     std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
     unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
 };

@@ -104,16 +104,16 @@ public:
     Answer ask(const Request& request) {
         std::unique_ptr<Party> party = take(request.token);
         Request question = request;
-        question.deadline = request.first_answer(now()); // else patience would be waited for
-        if (!request.wants_answer) question.deadline = in_its_own_time();
+        const Deadline end = request.first_answer(now()); // else patience would be waited for
+        question.deadline = request.wants_answer ? end : in_its_own_time();
         question.fence_step = std::chrono::seconds{1};
-        const std::shared_ptr<Ballot> ballot = party->vote(*this, question);
+        const std::shared_ptr<Ballot> ballot = party->vote(*this, question, end);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
         if (request.verb == Verb::acquire) {
             if (answer.verdict == Verdict::yes && request.fenced && !ballot->agrees_on_fence()) {
                 question.verb = Verb::extend;
                 question.fence = answer.fence;
-                const Answer written = party->vote(*this, question)->result();
+                const Answer written = party->vote(*this, question, end)->result();
                 if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
             }
             answer.nodes = ballot->may_have();
@@ -123,7 +123,7 @@ public:
                 question.replicas = 0;
                 question.wants_answer = false;
                 question.deadline = in_its_own_time();
-                party->vote(*this, question); // behind the acquire, on the same connections
+                party->vote(*this, question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
         give_back(std::move(party));
@@ -210,18 +210,18 @@ private:
         }
 
         /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or
-        /// the time is up. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent.
-        std::shared_ptr<Ballot> vote(Quorum& quorum, const Request& request) {
+        /// it is `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent.
+        std::shared_ptr<Ballot> vote(Quorum& quorum, const Request& request, Deadline end) {
+            advance(quorum); // else who has hung up behind an answer that nobody has read is not noticed
             auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), request);
             const TimePoint now = quorum.now();
             const bool spares = quorum.can_spare_who_rests(now);
-            Deadline end = request.deadline;
             for (std::size_t n = 0; n < links.size(); ++n) {
-                const bool rests = spares && quorum.health_[n].rests(now);
-                if (request.verb == Verb::release && (request.nodes >> n & 1) == 0) {
-                    ballot->count(n, {Verdict::no, {Errc::expired, {}}});
-                } else if (rests && request.verb == Verb::acquire) {
-                    end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
+                const bool needs_it =
+                    request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
+                if (!needs_it && (!request.wants_answer || (spares && quorum.health_[n].rests(now)))) {
+                    if (request.verb == Verb::acquire)
+                        end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
                     ballot->count(n,
                                   {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
                 } else {
@@ -229,14 +229,26 @@ private:
                 }
             }
             advance(quorum);
-            if (!request.wants_answer) return ballot;
-            const auto decided = [&] { return advance(quorum), ballot->is_decided(); };
-            while (!ballot->is_decided() && !glance(decided) && quorum.now() < end.at && !detail::stopped(end)) {
+            const auto is_done = [&] {
+                if (request.wants_answer && !ballot->is_decided()) return false;
+                return request.verb != Verb::release || is_sent(quorum, request.token, now);
+            };
+            const auto arrives = [&] { return advance(quorum), is_done(); };
+            while (!is_done() && quorum.now() < end.at && !glance(arrives) && !detail::stopped(end)) {
                 Link::wait(end, links);
                 advance(quorum);
             }
-            if (!ballot->is_decided()) advance(quorum); // we may have been paused meanwhile, and the answers are here
+            if (!is_done()) advance(quorum); // we may have been paused meanwhile, and the answers are here
             return ballot;
+        }
+
+        /// Whether a release is on its way to all but those whose silence is known: who knows when somebody comes again to send the
+        /// rest. Where the acquire has not been sent either there is nothing to release.
+        bool is_sent(const Quorum& quorum, const Token& token, TimePoint now) const noexcept {
+            for (std::size_t n = 0; n < links.size(); ++n)
+                if (links[n].is_opening() && !quorum.health_[n].rests(now) && !links[n].owes_an_acquire(token))
+                    return false;
+            return true;
         }
 
         void advance(Quorum& quorum) {

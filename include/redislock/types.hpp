@@ -122,7 +122,7 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
-    /// Of a release: who may have the key. The others are not told.
+    /// Of a release: who may have the key. Who has none is asked for his vote alone.
     Nodes nodes = all_nodes;
 
     /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a

@@ -437,6 +437,7 @@ public:
 
     TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
     bool is_closed() const noexcept { return wire_ == nullptr; }
+    bool is_opening() const noexcept { return wire_ && !greeted_; }
     std::size_t owed() const noexcept { return owed_.size(); }
     bool owes_an_acquire(const Token& token) const noexcept {
         return owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
