@@ -122,6 +122,14 @@ inline std::string printable(std::string text) {
     for (char& c : text) c = static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;
     return text;
 }
+
+/// Tells which server it was, once.
+template <class Node>
+void locate(Failure& why, const Node& node) {
+    if (!why) return;
+    const std::string name = node.name();
+    if (!why.detail.starts_with(name)) why.detail.insert(0, why.detail.empty() ? name : name + ": ");
+}
 } // namespace detail
 
 } // namespace redislock

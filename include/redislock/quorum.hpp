@@ -1,6 +1,6 @@
 /// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo, redis.io/docs/latest/develop/use/patterns/
-/// distributed-locks), with all servers asked at once. It knows whom to ask over which connection; how
-/// a server is asked is its channel's affair, how votes are counted the ballot's, and what a lease is worth the Lease judges, counting from the asking, as of a single server.
+/// distributed-locks), with all servers asked at once. How they are asked is the Party's affair, how votes are counted the Ballot's, and
+/// what a lease is worth the Lease judges, counting from the asking, as of a single server.
 ///
 /// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
 /// or listens to lost(), before it acts, and a pause between that and the act is fenced; and a server that comes back without its memory
@@ -15,7 +15,7 @@
 /// grant is ago. So clocks alone, or memories alone, are enough.
 #pragma once
 
-#include "ballot.hpp"
+#include "party.hpp"
 #include "redis.hpp"
 
 namespace redislock {
@@ -81,7 +81,7 @@ public:
     template <std::same_as<Node>... More>
     explicit Quorum(Node& first, More&... more) : Quorum{std::vector<Node*>{&first, &more...}} {}
 
-    explicit Quorum(std::vector<Node*> nodes) : nodes_{std::move(nodes)}, health_(nodes_.size()) {
+    explicit Quorum(std::vector<Node*> nodes) : electorate_{std::move(nodes)} {
         if (nodes_.size() % 2 == 0 || nodes_.size() > most)
             detail::refuse("the number of servers", std::to_string(nodes_.size()),
                            "an odd one, 1 to " + std::to_string(most));
@@ -107,13 +107,13 @@ public:
         const Deadline end = request.first_answer(now()); // else patience would be waited for
         question.deadline = request.wants_answer ? end : in_its_own_time();
         question.fence_step = std::chrono::seconds{1};
-        const std::shared_ptr<Ballot> ballot = party->vote(*this, question, end);
+        const auto ballot = party->vote(question, end);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
         if (request.verb == Verb::acquire) {
             if (answer.verdict == Verdict::yes && request.fenced && !ballot->agrees_on_fence()) {
                 question.verb = Verb::extend;
                 question.fence = answer.fence;
-                const Answer written = party->vote(*this, question, end)->result();
+                const Answer written = party->vote(question, end)->result();
                 if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
             }
             answer.nodes = ballot->may_have();
@@ -123,7 +123,7 @@ public:
                 question.replicas = 0;
                 question.wants_answer = false;
                 question.deadline = in_its_own_time();
-                party->vote(*this, question, TimePoint{}); // behind the acquire, on the same connections
+                party->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
         give_back(std::move(party));
@@ -165,7 +165,8 @@ public:
     std::vector<Failure> troubles() const {
         std::vector<Failure> all;
         for (std::size_t n = 0; n < nodes_.size(); ++n)
-            if (const Errc trouble = health_[n].trouble; trouble != Errc{}) all.push_back({trouble, nodes_[n]->name()});
+            if (const Errc trouble = electorate_.health[n].trouble; trouble != Errc{})
+                all.push_back({trouble, nodes_[n]->name()});
         return all;
     }
 
@@ -179,114 +180,10 @@ private:
     static constexpr std::size_t most = 15;
     static constexpr unsigned most_late = 4; ///< parties that wait for somebody's answer to an acquire
 
-    using Vote = detail::Vote<detail::Question>;
-    using Ballot = detail::Ballot<detail::Question>;
-    using Link = typename Node::template Link<Vote>;
-
-    /// When a node that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes no
-    /// difference.
-    struct Health {
-        static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
-        std::atomic<TimePoint::rep> rests_until{0}, pause{0};
-        std::atomic<Errc> trouble{};
-
-        TimePoint until() const noexcept { return TimePoint{TimePoint::duration{rests_until.load()}}; }
-        bool rests(TimePoint now) const noexcept { return now < until(); }
-        void failed(TimePoint now) noexcept {
-            if (rests(now)) return;
-            const TimePoint::duration next{std::clamp(2 * pause.load(), least.count(), longest.count())};
-            pause = next.count();
-            rests_until = (now + next).time_since_epoch().count();
-        }
-        void answered() noexcept {
-            if (pause.load(std::memory_order_relaxed) != 0) pause = rests_until = 0;
-        }
-    };
-
-    /// A connection to each node, for one question at a time. Answers may still be owed to it when it is put aside.
-    struct Party {
-        explicit Party(const std::vector<Node*>& nodes) {
-            for (Node* node : nodes) links.emplace_back(*node);
-        }
-
-        /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or
-        /// it is `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent.
-        std::shared_ptr<Ballot> vote(Quorum& quorum, const Request& request, Deadline end) {
-            advance(quorum); // else who has hung up behind an answer that nobody has read is not noticed
-            auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links.size()), request);
-            const TimePoint now = quorum.now();
-            const bool spares = quorum.can_spare_who_rests(now);
-            for (std::size_t n = 0; n < links.size(); ++n) {
-                const bool needs_it =
-                    request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
-                if (!needs_it && (!request.wants_answer || (spares && quorum.health_[n].rests(now)))) {
-                    if (request.verb == Verb::acquire)
-                        end.at = std::min(end.at, std::max(quorum.health_[n].until(), now + Health::least));
-                    ballot->count(n,
-                                  {Verdict::no, {Errc::unreachable, quorum.nodes_[n]->name() + ": no answer of late"}});
-                } else {
-                    links[n].send({ballot, n});
-                }
-            }
-            advance(quorum);
-            const auto is_done = [&] {
-                if (request.wants_answer && !ballot->is_decided()) return false;
-                return request.verb != Verb::release || is_sent(quorum, request.token, now);
-            };
-            const auto arrives = [&] { return advance(quorum), is_done(); };
-            while (!is_done() && quorum.now() < end.at && !glance(arrives) && !detail::stopped(end)) {
-                Link::wait(end, links);
-                advance(quorum);
-            }
-            if (!is_done()) advance(quorum); // we may have been paused meanwhile, and the answers are here
-            return ballot;
-        }
-
-        /// Whether a release is on its way to all but those whose silence is known: who knows when somebody comes again to send the
-        /// rest. Where the acquire has not been sent either there is nothing to release.
-        bool is_sent(const Quorum& quorum, const Token& token, TimePoint now) const noexcept {
-            for (std::size_t n = 0; n < links.size(); ++n)
-                if (links[n].is_opening() && !quorum.health_[n].rests(now) && !links[n].owes_an_acquire(token))
-                    return false;
-            return true;
-        }
-
-        void advance(Quorum& quorum) {
-            const TimePoint now = quorum.now();
-            for (std::size_t n = 0; n < links.size(); ++n)
-                if (links[n].owed() > 0)
-                    links[n].advance(now, [&](const Vote& vote, Answer answer) {
-                        if (!answer.is_busy()) detail::locate(answer.why, *quorum.nodes_[n]);
-                        Health& health = quorum.health_[n];
-                        health.trouble = answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()};
-                        if (links[n].is_closed())
-                            health.failed(now);
-                        else
-                            health.answered();
-                        vote.ballot->count(n, answer);
-                    });
-        }
-
-        bool owes(const Token& token) const noexcept {
-            return std::any_of(links.begin(), links.end(),
-                               [&](const Link& link) { return link.owes_an_acquire(token); });
-        }
-        bool owes_an_acquire() const noexcept {
-            return std::any_of(links.begin(), links.end(), [](const Link& link) { return link.owes_an_acquire(); });
-        }
-
-        std::deque<Link> links;
-        typename Node::Engine::Glance glance{};
-    };
+    using Party = detail::Party<Node>;
 
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
-
-    bool can_spare_who_rests(TimePoint now) const noexcept {
-        const auto resting =
-            std::count_if(health_.begin(), health_.end(), [&](const Health& one) { return one.rests(now); });
-        return nodes_.size() - static_cast<std::size_t>(resting) > nodes_.size() / 2;
-    }
 
     struct Pool : detail::Guarded {
         std::vector<std::unique_ptr<Party>> idle{};
@@ -299,28 +196,22 @@ private:
         {
             Pool& pool = pool_.get();
             const std::lock_guard guard{pool.mutex};
-            auto chosen =
-                std::find_if(pool.idle.rbegin(), pool.idle.rend(), [&](const auto& one) { return one->owes(token); });
+            auto chosen = std::find_if(pool.idle.rbegin(), pool.idle.rend(),
+                                       [&](const auto& one) { return one->is_owed(token); });
             if (unsigned late = 0; chosen == pool.idle.rend())
                 for (chosen = pool.idle.rbegin(); chosen != pool.idle.rend() && !is_free(**chosen); ++chosen)
-                    if (++late > most_late) suspect(**chosen);
+                    if (++late > most_late) (*chosen)->suspect_the_silent();
             if (chosen != pool.idle.rend()) {
                 party = std::move(*chosen);
                 pool.idle.erase(std::next(chosen).base());
             }
         }
-        return party ? std::move(party) : std::make_unique<Party>(nodes_);
+        return party ? std::move(party) : std::make_unique<Party>(electorate_);
     }
 
-    bool is_free(Party& party) {
-        if (party.owes_an_acquire()) party.advance(*this);
-        return !party.owes_an_acquire();
-    }
-
-    /// So that the connections of one who will not answer in time are not multiplied until that is certain.
-    void suspect(const Party& party) noexcept {
-        for (std::size_t n = 0; n < nodes_.size(); ++n)
-            if (party.links[n].owes_an_acquire()) health_[n].failed(now());
+    static bool is_free(Party& party) {
+        if (party.is_owed()) party.advance();
+        return !party.is_owed();
     }
 
     void give_back(std::unique_ptr<Party> party) noexcept try {
@@ -328,13 +219,13 @@ private:
         Pool& pool = pool_.get();
         const std::lock_guard guard{pool.mutex};
         const auto idle =
-            std::count_if(pool.idle.begin(), pool.idle.end(), [](const auto& one) { return !one->owes_an_acquire(); });
-        if (idle < most_idle || party->owes_an_acquire()) pool.idle.push_back(std::move(party));
+            std::count_if(pool.idle.begin(), pool.idle.end(), [](const auto& one) { return !one->is_owed(); });
+        if (idle < most_idle || party->is_owed()) pool.idle.push_back(std::move(party));
     } catch (...) { // no room for it: it's closed
     }
 
-    const std::vector<Node*> nodes_;
-    std::vector<Health> health_;
+    detail::Electorate<Node> electorate_;
+    const std::vector<Node*>& nodes_ = electorate_.nodes;
     detail::PerProcess<Pool> pool_;
     detail::Renewers<detail::QuorumPort<Node>> renewers_;
 };

@@ -46,14 +46,6 @@ public:
 private:
     Ways<Channel<Renewal>, const Server> ways_;
 };
-
-/// Errors tell which server it was, once.
-template <class Node>
-void locate(Failure& why, const Node& node) {
-    if (!why) return;
-    const std::string name = node.name();
-    if (!why.detail.starts_with(name)) why.detail.insert(0, why.detail.empty() ? name : name + ": ");
-}
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.

@@ -1,0 +1,149 @@
+/// How one question is put to several servers at once: over which connections, to whom not, and for how long their answers are waited
+/// for. What the votes amount to the Ballot says; what a question is for is the quorum's affair.
+#pragma once
+
+#include "ballot.hpp"
+#include "errors.hpp"
+#include "runtime.hpp"
+
+#include <atomic>
+#include <deque>
+#include <vector>
+
+namespace redislock::detail {
+
+/// When a server that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes no
+/// difference.
+struct Health {
+    static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
+    std::atomic<TimePoint::rep> rests_until{0}, pause{0};
+    std::atomic<Errc> trouble{};
+
+    TimePoint until() const noexcept { return TimePoint{TimePoint::duration{rests_until.load()}}; }
+    bool rests(TimePoint now) const noexcept { return now < until(); }
+    void failed(TimePoint now) noexcept {
+        if (rests(now)) return;
+        const TimePoint::duration next{std::clamp(2 * pause.load(), least.count(), longest.count())};
+        pause = next.count();
+        rests_until = (now + next).time_since_epoch().count();
+    }
+    void answered() noexcept {
+        if (pause.load(std::memory_order_relaxed) != 0) pause = rests_until = 0;
+    }
+    void says(Errc what) noexcept {
+        if (trouble.load(std::memory_order_relaxed) != what) trouble = what;
+    }
+};
+
+/// The servers that vote, and what is known of each.
+template <class Node>
+struct Electorate {
+    explicit Electorate(std::vector<Node*> all) : nodes{std::move(all)}, health(nodes.size()) {}
+
+    TimePoint now() const noexcept { return nodes.front()->now(); }
+
+    /// Those who rest are left in peace if the others are a majority.
+    bool can_spare_who_rests(TimePoint now) const noexcept {
+        const auto resting =
+            std::count_if(health.begin(), health.end(), [&](const Health& one) { return one.rests(now); });
+        return nodes.size() - static_cast<std::size_t>(resting) > nodes.size() / 2;
+    }
+
+    const std::vector<Node*> nodes;
+    std::vector<Health> health;
+};
+
+/// A connection to each server, for one question at a time. Answers may still be owed to it when it is put aside. Not thread-safe.
+template <class Node>
+class Party {
+public:
+    using Ballot = detail::Ballot<Question>;
+
+    explicit Party(Electorate<Node>& electorate) : electorate_{electorate} {
+        for (Node* node : electorate.nodes) links_.emplace_back(*node);
+    }
+
+    /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or it is
+    /// `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent. A release is not
+    /// left unsent before, and where its answer isn't wanted only those are told who need it.
+    std::shared_ptr<Ballot> vote(const Request& request, Deadline end) {
+        advance(); // else who has hung up behind an answer that nobody has read is not noticed
+        auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links_.size()), request);
+        const TimePoint now = electorate_.now();
+        const bool spares = electorate_.can_spare_who_rests(now);
+        for (std::size_t n = 0; n < links_.size(); ++n) {
+            const Health& health = electorate_.health[n];
+            const bool needs_it =
+                request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
+            if (!needs_it && (!request.wants_answer || (spares && health.rests(now)))) {
+                if (request.verb == Verb::acquire)
+                    end.at = std::min(end.at, std::max(health.until(), now + Health::least));
+                const std::string silent = electorate_.nodes[n]->name() + ": no answer of late";
+                ballot->count(n, {Verdict::no, {Errc::unreachable, silent}});
+            } else {
+                links_[n].send({ballot, n});
+            }
+        }
+        advance();
+        const auto is_done = [&] {
+            if (request.wants_answer && !ballot->is_decided()) return false;
+            return request.verb != Verb::release || is_sent(request.token, now);
+        };
+        const auto arrives = [&] { return advance(), is_done(); };
+        while (!is_done() && electorate_.now() < end.at && !glance_(arrives) && !stopped(end)) {
+            Link::wait(end, links_);
+            advance();
+        }
+        if (!is_done()) advance(); // we may have been paused meanwhile, and the answers are here
+        return ballot;
+    }
+
+    void advance() {
+        const TimePoint now = electorate_.now();
+        for (std::size_t n = 0; n < links_.size(); ++n)
+            if (links_[n].owed() > 0)
+                links_[n].advance(now, [&](const Vote& vote, Answer answer) {
+                    if (!answer.is_busy()) locate(answer.why, *electorate_.nodes[n]);
+                    Health& health = electorate_.health[n];
+                    health.says(answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()});
+                    if (links_[n].is_closed())
+                        health.failed(now);
+                    else
+                        health.answered();
+                    vote.ballot->count(n, answer);
+                });
+    }
+
+    /// Whether an answer is still to come to an acquire, with this token or with any.
+    bool is_owed(const Token& token) const noexcept {
+        return std::any_of(links_.begin(), links_.end(), [&](const Link& link) { return link.owes_an_acquire(token); });
+    }
+    bool is_owed() const noexcept {
+        return std::any_of(links_.begin(), links_.end(), [](const Link& link) { return link.owes_an_acquire(); });
+    }
+
+    /// So that the connections of one who will not answer in time are not multiplied until that is certain.
+    void suspect_the_silent() noexcept {
+        for (std::size_t n = 0; n < links_.size(); ++n)
+            if (links_[n].owes_an_acquire()) electorate_.health[n].failed(electorate_.now());
+    }
+
+private:
+    using Vote = detail::Vote<Question>;
+    using Link = typename Node::template Link<Vote>;
+
+    /// Whether a release is on its way to all but those whose silence is known: who knows when somebody comes again to send the
+    /// rest. Where the acquire has not been sent either there is nothing to release.
+    bool is_sent(const Token& token, TimePoint now) const noexcept {
+        for (std::size_t n = 0; n < links_.size(); ++n)
+            if (links_[n].is_opening() && !electorate_.health[n].rests(now) && !links_[n].owes_an_acquire(token))
+                return false;
+        return true;
+    }
+
+    Electorate<Node>& electorate_;
+    std::deque<Link> links_;
+    typename Node::Engine::Glance glance_{};
+};
+
+} // namespace redislock::detail
