@@ -316,7 +316,7 @@ private:
     PreparedCommand acquire_, release_;
     std::deque<Sent> under_way_;
     unsigned acquires_ = 0;                         ///< among them
-    std::deque<Errand> refused_;                    ///< acquires, for it may have forgotten leases
+    std::vector<Errand> refused_;                   ///< acquires, for it may have forgotten leases
     std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
     unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
 };
