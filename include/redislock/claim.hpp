@@ -99,19 +99,21 @@ public:
         return outcome;
     }
 
+    struct Ended {
+        Outcome outcome;
+        std::error_code why{}; ///< of an unknown outcome
+    };
+
     /// Ends the lease, and says what had become of it.
-    Outcome let_go(TimePoint now, bool wants_answer) {
+    Ended let_go(TimePoint now, bool wants_answer) {
         const Lease::State was = lease.state(now);
         lease.let_go();
-        if (was == Lease::State::lost) return lease.loss();
+        if (was == Lease::State::lost) return {lease.loss()};
         if (was == Lease::State::held || was == Lease::State::lapsed)
             return release(later(now, options.answers_within()), wants_answer);
         undo_unheard();
-        return Outcome::not_held;
+        return {Outcome::not_held};
     }
-
-    /// What the last release met with.
-    std::error_code why_unknown() const noexcept { return why_unknown_; }
 
     /// Throws what it is about, with the lock's key.
     [[noreturn]] void complain(const Failure& why) const {
@@ -186,12 +188,12 @@ private:
         return {std::min(deadline.at, later(backend.now(), options.answers_within())), deadline.stop};
     }
 
-    Outcome release(TimePoint deadline, bool wants_answer) {
+    Ended release(TimePoint deadline, bool wants_answer) {
         Request question = request(Verb::release, deadline);
         question.wants_answer = wants_answer;
         return insist(question, [&](const Answer& answer) {
-            why_unknown_ = answer.why.code;
-            return lease.released(answer);
+            const Outcome outcome = lease.released(answer);
+            return Ended{outcome, outcome == Outcome::unknown ? answer.why.code : std::error_code{}};
         });
     }
 
@@ -209,7 +211,6 @@ private:
     }
 
     TimePoint::duration fastest_ = options.answers_within(); ///< of all answers so far
-    std::error_code why_unknown_{};
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

@@ -141,11 +141,11 @@ private:
     double drift_;
     Token token_{};
     State state_ = State::idle;
+    Nodes nodes_ = all_nodes;
     TimePoint end_{};
     Outcome loss_ = Outcome::not_held;
     bool release_unanswered_ = false;
     std::uint64_t fence_ = 0;
-    Nodes nodes_ = all_nodes;
 };
 
 } // namespace redislock

@@ -244,11 +244,9 @@ private:
         State& state = *state_;
         unshare(state);
         const TimePoint now = state.backend.now();
-        const Outcome outcome = state.let_go(now, wants_answer);
+        const auto [outcome, why] = state.let_go(now, wants_answer);
         if (outcome != Outcome::not_held)
-            detail::tell(state.options.observer, &Observer::released,
-                         {state.key, now - state.granted, outcome,
-                          outcome == Outcome::unknown ? state.why_unknown() : std::error_code{}});
+            detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome, why});
         return outcome;
     } catch (...) {
         return Outcome::unknown;
