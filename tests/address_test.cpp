@@ -86,12 +86,26 @@ TEST_CASE("who wants TLS is told how to have it", "[address]") {
 }
 
 TEST_CASE("no refusal shows a password, nor a byte that a terminal obeys", "[address]") {
-    for (const std::string uri :
-         {"redis://me:hunter2@h:x", "redis://me:hunter2@h/?x", "redis://:hunter2/1@h", "redis://me:hunter2?@h",
-          "rediss://me:hunter2@h", "hunter2@", "redis://me:hunter2@\x1b[2J:x", "redis://:hunter2#@h",
-          "unix://me:hunter2@x", "redis://h?password=hunter2", "unix:///s?password=hunter2", "redis://:hunter2",
-          "unix://me:hunter2?@/s", "me:hunter2://@h", "redis://:hunter2:6379", "redis://me:hunter2",
-          "unix://:hunter2/run/redis.sock", "unix://:hunter2#/s", "unix:///me:hunter2@/run/redis.sock"}) {
+    for (const std::string uri : {"redis://me:hunter2@h:x",
+                                  "redis://me:hunter2@h/?x",
+                                  "redis://:hunter2/1@h",
+                                  "redis://me:hunter2?@h",
+                                  "rediss://me:hunter2@h",
+                                  "hunter2@",
+                                  "redis://me:hunter2@\x1b[2J:x",
+                                  "redis://:hunter2#@h",
+                                  "unix://me:hunter2@x",
+                                  "redis://hunter2%40h:x",
+                                  "redis://h?password=hunter2",
+                                  "unix:///s?password=hunter2",
+                                  "redis://:hunter2",
+                                  "unix://me:hunter2?@/s",
+                                  "me:hunter2://@h",
+                                  "redis://:hunter2:6379",
+                                  "redis://me:hunter2",
+                                  "unix://:hunter2/run/redis.sock",
+                                  "unix://:hunter2#/s",
+                                  "unix:///me:hunter2@/run/redis.sock"}) {
         try {
             Address::parse(uri);
             FAIL("not refused: " << uri);

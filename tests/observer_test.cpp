@@ -97,6 +97,18 @@ TEST_CASE("an observer is told of each renewal that failed, with the reason, bef
     CHECK(diary.not_renewed[1].left <= 0s);
 }
 
+TEST_CASE("an observer is told what a release met with before the key was found gone", "[observer]") {
+    Memory memory;
+    Diary diary;
+    {
+        RedisLock lock{memory, "k", told_to(diary)};
+        memory.inject(Fault::reset_after);
+    }
+    REQUIRE(diary.released.size() == 1);
+    CHECK(diary.released[0].outcome == Outcome::unknown);
+    CHECK(diary.released[0].why == Errc::disconnected);
+}
+
 TEST_CASE("an observer is told why nobody knows what became of a release", "[observer]") {
     Memory memory;
     Diary diary;

@@ -243,6 +243,22 @@ TEST_CASE("a release reaches also a server to which a connection is being made, 
     CHECK(three.are_free_within(5s));
 }
 
+TEST_CASE("a release does not wait for a connection to a server that can not have the key", "[redis][quorum]") {
+    Servers three{3, "1"};
+    Quorum<Redis> quorum = three.quorum();
+    three.servers[2].stop();
+    const Options hasty{.ttl = 10s, .renew = false, .answer_timeout = 100ms};
+    for (RedisLock lock{quorum, "k", hasty, std::defer_lock}; !lock.owns_lock();)
+        failure([&] { static_cast<void>(lock.try_lock()); });
+    quorum.pause(
+        later(quorum.now(), hasty.answers_within())); // then it is known to be silent, and left in peace for a while
+    RedisLock lock{quorum, "k", {.ttl = 60s, .renew = false, .answer_timeout = 10s}};
+    quorum.pause(later(quorum.now(), 100ms));
+    const TimePoint start = quorum.now();
+    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(quorum.now() < start + 5s);
+}
+
 TEST_CASE("a release that is not to be confirmed goes out, also where all connections have to be made anew",
           "[redis][quorum]") {
     Servers three{3, "1"};

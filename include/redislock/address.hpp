@@ -141,7 +141,7 @@ private:
         const bool is_scheme = scheme_end != uri_.npos && uri_.find_first_of(":@") == scheme_end;
         const std::string_view scheme = is_scheme ? uri_.substr(0, scheme_end + 3) : "";
         const std::string_view behind = uri_.substr(scheme.size(), uri_.find('?') - scheme.size());
-        const bool has_user = uri_.find('@') != uri_.npos;
+        const bool has_user = uri_.find('@') != uri_.npos || uri_.find("%40") != uri_.npos;
         std::string shown{scheme};
         if (scheme == "unix://" && behind.starts_with('/') && !has_user && behind.size() < 200)
             shown += behind;

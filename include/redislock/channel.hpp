@@ -94,18 +94,11 @@ public:
     void advance(TimePoint now, Answered&& answered) {
         for (Errand& errand : std::exchange(refused_, {}))
             answered(errand, Answer{Verdict::no, restarted(votes_from_, now)});
-        // Who asked has left, and will not release what is only granted now.
-        if (is_opening() && acquires_ > 0 && due_ <= now && is_overdue(now))
-            return fail({Errc::timed_out, "connecting"}, answered);
         if (phase_ == Phase::closed && !under_way_.empty()) open(now, 0);
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted()) {
-            if (const TimePoint time = detail::now(); time < votes_from_ && acquires_ > 0)
-                return fail(restarted(votes_from_, time), answered);
-            phase_ = Phase::ready;
-        }
+        if (phase_ == Phase::greeting && flush(hello_) && greeted()) begin(answered);
         if (phase_ == Phase::ready) {
             flush_questions(now);
             receive(now, answered);
@@ -221,8 +214,37 @@ private:
             }
             votes_from_ = later(now(), server_.greeting.probation(greeted_, *reply)); // not from before it was said
         }
-        if (server_.greeting.has_name()) connection_.owe_reply();
         return true;
+    }
+
+    /// What has waited for the connection goes out; but for acquires that are refused, or whose askers have left and will not
+    /// release what is only granted now.
+    template <class Answered>
+    void begin(Answered& answered) {
+        const TimePoint time = detail::now();
+        const auto is_dropped = [&](const Request& request) {
+            return request.verb == Verb::acquire && (time < votes_from_ || request.deadline.at <= time);
+        };
+        if (owes(is_dropped)) {
+            std::string rest;
+            for (const Sent& sent : under_way_)
+                if (!is_dropped(sent.errand.request())) rest += command_of(sent.errand.request(), true);
+            out_ = std::move(rest);
+            for (auto sent = under_way_.begin(); sent != under_way_.end();) {
+                sent->in_full = true;
+                if (!is_dropped(sent->errand.request())) {
+                    ++sent;
+                    continue;
+                }
+                const Errand errand = std::move(sent->errand);
+                sent = under_way_.erase(sent);
+                --acquires_;
+                const Failure late{Errc::timed_out, "connecting"};
+                answered(errand, Answer{Verdict::no, time < votes_from_ ? restarted(votes_from_, time) : late});
+            }
+        }
+        phase_ = Phase::ready;
+        if (server_.greeting.has_name()) connection_.owe_reply();
     }
 
     /// As many answers as others can wait for meanwhile.
@@ -272,8 +294,8 @@ private:
 
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
-        const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
-        if (phase_ >= Phase::greeting && connection_.good()) leave();
+        const bool was_ready = phase_ == Phase::ready, leaves = phase_ >= Phase::greeting && connection_.good();
+        if (leaves) leave();
         hang_up();
         ++nth_;
         out_.clear();
@@ -281,7 +303,10 @@ private:
         waits_for_ = 0;
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
         for (Sent& sent : std::exchange(under_way_, {}))
-            if (!sent.is_wait) answered(sent.errand, Answer{is_release(sent) ? Verdict::unknown : verdict, why});
+            if (!sent.is_wait) {
+                const bool may_be_done = was_ready || (leaves && is_release(sent));
+                answered(sent.errand, Answer{may_be_done ? Verdict::unknown : Verdict::no, why});
+            }
     }
 
     static bool is_release(const Sent& sent) noexcept { return sent.errand.request().verb == Verb::release; }

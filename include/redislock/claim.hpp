@@ -191,9 +191,10 @@ private:
     Ended release(TimePoint deadline, bool wants_answer) {
         Request question = request(Verb::release, deadline);
         question.wants_answer = wants_answer;
-        return insist(question, [&](const Answer& answer) {
+        return insist(question, [&, why = std::error_code{}](const Answer& answer) mutable {
+            if (!answer.is_about_the_key()) why = answer.why.code; // to which it may have been deleted
             const Outcome outcome = lease.released(answer);
-            return Ended{outcome, outcome == Outcome::unknown ? answer.why.code : std::error_code{}};
+            return Ended{outcome, outcome == Outcome::unknown ? why : std::error_code{}};
         });
     }
 

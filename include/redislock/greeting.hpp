@@ -86,7 +86,7 @@ struct Server {
 
 /// Why nothing is to be acquired before `votes_from`: see Greeting::probation.
 inline Failure restarted(TimePoint votes_from, TimePoint now) {
-    const auto left = std::chrono::ceil<Millis>(votes_from - now);
+    const auto left = std::max(std::chrono::ceil<Millis>(votes_from - now), Millis::zero());
     return {Errc::restarted, "of restart_delay " + in_ms(left) + " are left"};
 }
 

@@ -146,7 +146,9 @@ public:
     }
     void tell(const Renewed& renewed, const Answer& answer, TimePoint::duration round_trip) const noexcept {
         if (renewed.confirmed) return tell_renewed(round_trip, renewed.left);
-        detail::tell(options.observer, &Observer::not_renewed, {key, answer.why.code, renewed.left});
+        const std::error_code why =
+            answer.why ? answer.why.code : make_error_code(Errc::timed_out); // a yes was too late
+        detail::tell(options.observer, &Observer::not_renewed, {key, why, renewed.left});
     }
     void tell_lost(Loss why) const noexcept { detail::tell(options.observer, &Observer::lost, {key, why}); }
 

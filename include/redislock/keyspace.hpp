@@ -102,7 +102,8 @@ public:
         under_way_.insert(after, std::move(message));
     }
     void carry_out_until(TimePoint moment) {
-        for (; next_arrival() <= moment; under_way_.pop_front()) carry_out(under_way_.front());
+        for (; !under_way_.empty() && under_way_.front().arrival <= moment; under_way_.pop_front())
+            carry_out(under_way_.front());
     }
     TimePoint next_arrival() const noexcept {
         return under_way_.empty() ? TimePoint::max() : under_way_.front().arrival;

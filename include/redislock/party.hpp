@@ -64,8 +64,8 @@ public:
     }
 
     /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or it is
-    /// `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent. A release is not
-    /// left unsent before, and where its answer isn't wanted only those are told who need it.
+    /// `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent. A release
+    /// is not left to wait for a connection before, and where its answer isn't wanted only those are told who need it.
     std::shared_ptr<Ballot> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
         auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links_.size()), request);
@@ -87,7 +87,7 @@ public:
         advance();
         const auto is_done = [&] {
             if (request.wants_answer && !ballot->is_decided()) return false;
-            return request.verb != Verb::release || is_sent(request.token, now);
+            return request.verb != Verb::release || is_sent(request, now);
         };
         const auto arrives = [&] { return advance(), is_done(); };
         while (!is_done() && electorate_.now() < end.at && !glance_(arrives) && !stopped(end)) {
@@ -132,12 +132,13 @@ private:
     using Vote = detail::Vote<Question>;
     using Link = typename Node::template Link<Vote>;
 
-    /// Whether a release is on its way to all but those whose silence is known: who knows when somebody comes again to send the
-    /// rest. Where the acquire has not been sent either there is nothing to release.
-    bool is_sent(const Token& token, TimePoint now) const noexcept {
-        for (std::size_t n = 0; n < links_.size(); ++n)
-            if (links_[n].is_opening() && !electorate_.health[n].rests(now) && !links_[n].owes_an_acquire(token))
-                return false;
+    /// Whether no release waits for a connection, for who knows when somebody comes again to send it: to none of those who need it,
+    /// but for those whose silence is known. Where the acquire has not been sent either there is nothing to release.
+    bool is_sent(const Request& release, TimePoint now) const noexcept {
+        for (std::size_t n = 0; n < links_.size(); ++n) {
+            const bool needs_it = (release.nodes >> n & 1) != 0 && !links_[n].owes_an_acquire(release.token);
+            if (needs_it && links_[n].is_opening() && !electorate_.health[n].rests(now)) return false;
+        }
         return true;
     }
 

@@ -73,7 +73,8 @@ concept Voter = requires(const Node& node) {
 
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
 /// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
-/// vote, and is asked again ever more seldom, up to every second.
+/// vote, and is asked again ever more seldom, up to every second. A release to one that may have the key is waited for until it is sent, up
+/// to the answer time-out where a connection has to be made first.
 template <Voter Node>
 class Quorum {
 public:
@@ -105,7 +106,7 @@ public:
         std::unique_ptr<Party> party = take(request.token);
         Request question = request;
         const Deadline end = request.first_answer(now()); // else patience would be waited for
-        question.deadline = request.wants_answer ? end : in_its_own_time();
+        question.deadline = request.wants_answer || end.at > now() ? end : in_its_own_time();
         question.fence_step = std::chrono::seconds{1};
         const auto ballot = party->vote(question, end);
         Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
