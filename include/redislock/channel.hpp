@@ -230,9 +230,11 @@ private:
             for (const Sent& sent : under_way_)
                 if (!is_dropped(sent.errand.request())) rest += command_of(sent.errand.request(), true);
             out_ = std::move(rest);
+            waits_for_ = 0;
             for (auto sent = under_way_.begin(); sent != under_way_.end();) {
                 sent->in_full = true;
                 if (!is_dropped(sent->errand.request())) {
+                    waits_for_ = std::max(waits_for_, sent->errand.request().replicas);
                     ++sent;
                     continue;
                 }
