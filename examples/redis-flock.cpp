@@ -122,7 +122,10 @@ struct Event {
 
 /// What the lock's observer was told. Static, as an observer is to be.
 struct Told {
-    static inline const Event lost{};
+    static const Event& lost() {
+        static const Event event;
+        return event;
+    }
     static inline std::atomic why_lost = redislock::Loss::timed_out; ///< by the clock, if nothing else is told
     static inline std::atomic why_not_renewed = Errc::timed_out, why_unknown = Errc::timed_out;
 
@@ -134,7 +137,7 @@ struct Told {
         .lost =
             [](void*, const redislock::Observer::Lost& event) noexcept {
                 why_lost = event.why;
-                lost.happen();
+                lost().happen();
             },
         .released =
             [](void*, const redislock::Observer::Released& event) noexcept {
@@ -298,7 +301,7 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             command.signal(SIGKILL);
             limit.reset();
         }
-        signals.wait(kill_at ? nullptr : &Told::lost, limit);
+        signals.wait(kill_at ? nullptr : &Told::lost(), limit);
     }
 }
 
@@ -317,6 +320,7 @@ int with_servers(const Settings& settings, Use use) {
 template <class Servers>
 int run(Servers& servers, const Settings& settings, char** words) {
     const Signals signals; // until now they end us
+    Told::lost();          // may throw, where the observer may not
     const bool fenced = !settings.fence_env.empty();
     const redislock::Options options{.ttl = settings.ttl.span, .fenced = fenced, .observer = &Told::observer};
     redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};

@@ -1,5 +1,6 @@
 /// How a lease is asked for, extended and released over a backend that may be silent, slow or in trouble: what is asked, until when, when
 /// once more, and how what may have been granted unknown to us is undone. It knows nothing of guards, nor of who renews the lease.
+/// tests/lock_test.cpp and tests/memory_test.cpp go red if it is wrong.
 #pragma once
 
 #include "backend.hpp"

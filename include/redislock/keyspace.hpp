@@ -1,5 +1,5 @@
 /// What a server makes of the three verbs, in a map: its keys, who stands in line for one, and what is yet to arrive. Time comes in as an
-/// argument; it waits for nothing, and knows neither clocks nor faults.
+/// argument; it waits for nothing, and knows neither clocks nor faults. tests/memory_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "runtime.hpp"

@@ -1,5 +1,6 @@
 /// How one question is put to several servers at once: over which connections, to whom not, and for how long their answers are waited
 /// for. What the votes amount to the Ballot says; what a question is for is the quorum's affair.
+/// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
 #pragma once
 
 #include "ballot.hpp"

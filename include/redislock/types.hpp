@@ -94,7 +94,7 @@ enum class Verb {
     release, ///< delete the key, if it holds this token
 };
 
-/// Some of a quorum's servers: a bit for each, by its index.
+/// Some of a quorum's servers: a bit for each, by its index. No other backend need know of it.
 using Nodes = std::uint32_t;
 inline constexpr Nodes all_nodes = ~Nodes{0};
 
@@ -122,7 +122,7 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
-    /// Of a release: who may have the key. Who has none is asked for his vote alone.
+    /// Of a release: who may have the key. The others' votes are wanted, if any answer is, of those who are not known to be silent.
     Nodes nodes = all_nodes;
 
     /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a
