@@ -147,6 +147,21 @@ TEST_CASE("a server that has restarted grants nothing, but extends and releases 
     CHECK(instance.statistic("stats", "total_connections_received:") < before + 10);
 }
 
+TEST_CASE("a lease that a restarted server could forget, and give once more before its end, is refused", "[redis]") {
+    Redis one{"redis://127.0.0.1:1"}, two{"redis://127.0.0.1:2", {.restart_delay = 1s}}, three{"redis://127.0.0.1:3"};
+    Quorum quorum{one, two, three};
+    const auto check = [](auto& backend) {
+        RedisLock lock{backend, "k", 1s, std::defer_lock};
+        const auto extend = [&](Millis ttl) { return failure([&] { static_cast<void>(lock.extend(ttl)); }); };
+        CHECK(failure([&] { return RedisLock{backend, "k", 1001ms, std::defer_lock}; }).code == Errc::bad_option);
+        CHECK_THAT(extend(1001ms).detail, containing("1001 ms") && containing("restart_delay of 127.0.0.1:2, 1000 ms"));
+        CHECK_FALSE(extend(1s));
+    };
+    check(two);
+    check(quorum);
+    const RedisLock longer{one, "k", 24h, std::defer_lock};
+}
+
 TEST_CASE("many threads share one Redis, and its idle connections are bounded", "[redis]") {
     test::RedisServer& instance = server();
     Redis redis{instance.unix_uri(), {.client_name = "many", .idle_connections = 2}};

@@ -46,4 +46,12 @@ concept Backend = requires(B& backend, const Request& request, Deadline until,
 template <class B>
 concept FencingBackend = Backend<B> && B::numbers_grants;
 
+namespace detail {
+/// A place may refuse leases that are too long for it, by `check(ttl)`, which throws.
+template <class Place>
+void check_ttl(const Place& place, Millis ttl) {
+    if constexpr (requires { place.check(ttl); }) place.check(ttl);
+}
+} // namespace detail
+
 } // namespace redislock

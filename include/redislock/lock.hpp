@@ -30,6 +30,7 @@ public:
     [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::defer_lock_t) {
         detail::check_key(key);
         detail::check(options);
+        detail::check_ttl(backend, options.ttl);
         if constexpr (!FencingBackend<B>)
             if (options.fenced || options.min_replicas > 0)
                 detail::refuse("fenced or min_replicas", "set", "neither over this backend");
@@ -111,7 +112,7 @@ public:
     /// out of bounds; all else is the outcome, and after unknown the lease is as it was.
     [[nodiscard]] Outcome extend(Millis ttl) {
         detail::check_ttl(ttl);
-        own();
+        detail::check_ttl(own().backend, ttl);
         const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
         const TimePoint asked = state->backend.now();
         const Lease lease = state->copy();

@@ -96,6 +96,11 @@ public:
 
     static constexpr bool numbers_grants = true;
 
+    /// Throws what any of its servers throws.
+    void check(Millis ttl) const {
+        for (const Node* node : nodes_) detail::check_ttl(*node, ttl);
+    }
+
     TimePoint now() const noexcept { return nodes_.front()->now(); }
     Token fresh() const { return nodes_.front()->fresh(); }
     void pause(const Deadline& until) noexcept { nodes_.front()->pause(until); }

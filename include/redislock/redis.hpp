@@ -19,8 +19,8 @@ struct RedisOptions {
 
     /// The longest ttl of any client, for a server that may lose its data when it ends: as long as it has been up for less, or for up
     /// to a second and 2 % more, nothing is acquired there, for it may have forgotten leases that go on (Errc::restarted); in a Quorum it has no
-    /// vote. Each new connection asks for it by INFO, since none outlives its server, unless a proxy makes it so. 0: not asked; up
-    /// to 24 h.
+    /// vote. Each new connection asks for it by INFO, since none outlives its server, unless a proxy makes it so. A longer ttl is
+    /// refused here. 0: not asked; up to 24 h.
     Millis restart_delay{0};
 };
 
@@ -81,6 +81,13 @@ public:
     struct Link : detail::Channel<Errand> {
         explicit Link(const Redis& redis) : detail::Channel<Errand>{redis.server_} {}
     };
+
+    /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see RedisOptions::restart_delay.
+    void check(Millis ttl) const {
+        if (options_.restart_delay > Millis::zero() && ttl > options_.restart_delay)
+            detail::refuse("ttl", detail::in_ms(ttl),
+                           "up to the restart_delay of " + name() + ", " + detail::in_ms(options_.restart_delay));
+    }
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
