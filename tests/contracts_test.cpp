@@ -30,6 +30,7 @@ static_assert(!std::is_constructible_v<Token, std::string> && !std::is_construct
 static_assert(!std::is_convertible_v<Token, std::string> && !std::is_convertible_v<Token, std::string_view>);
 static_assert(!std::is_constructible_v<std::string, Token> && !std::is_constructible_v<std::string_view, Token>);
 
+static_assert(FencingBackend<Redis> && FencingBackend<Quorum<Redis>> && FencingBackend<Memory>);
 static_assert(std::is_aggregate_v<Options> && std::is_aggregate_v<RedisOptions> && std::is_aggregate_v<Request>);
 static_assert(std::is_error_code_enum_v<Errc>);
 static_assert(Backend<Redis> && Backend<Memory> && !Backend<int> && !Backend<Token>);

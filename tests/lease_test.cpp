@@ -134,11 +134,15 @@ TEST_CASE("held: extended too late does not bring a lease back", "[lease]") {
     CHECK(lease.state(end) == State::lapsed);
 }
 
-TEST_CASE("held: an extension that finds the key gone or another's loses the lease, for this reason", "[lease]") {
+TEST_CASE("held or lapsed: an extension that finds the key gone or another's loses the lease, for this reason",
+          "[lease]") {
     CHECK(lost(gone).state(start) == State::lost);
     CHECK(lost(gone).loss() == Outcome::expired);
     CHECK(lost(anothers).loss() == Outcome::stolen);
     CHECK(lost(anothers).token().is_nil());
+    Lease lapsed = held();
+    CHECK(lapsed.extended(anothers, start + 1s, ttl, end) == Outcome::stolen);
+    CHECK(lapsed.state(end) == State::lost);
 }
 
 TEST_CASE("held: an extension refused or unknown leaves the lease as it was", "[lease]") {

@@ -70,8 +70,8 @@ TEST_CASE("an observer is told of each renewal, and what had been left of the le
     memory.advance(10s);
     REQUIRE(diary.renewed.size() == 3);
     for (const Observer::Renewed& event : diary.renewed) {
-        CHECK(event.slack > 5s);
-        CHECK(event.slack < 6s);
+        CHECK(event.left > 5s);
+        CHECK(event.left < 6s);
     }
     CHECK(lock.extend(20s) == Outcome::confirmed);
     CHECK(diary.renewed.size() == 4);

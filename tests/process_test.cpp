@@ -141,6 +141,28 @@ TEST_CASE("a child forked while other threads use the same Redis is not stuck wi
 }
 #endif
 
+TEST_CASE("the threads of a forked child may be the first to ask, all at once", "[redis][process]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    const Options plain{.ttl = 60s, .renew = false};
+    const RedisLock parents{redis, "parents", plain};
+    for (int round = 0; round < 10; ++round) {
+        Child child{[&] {
+            constexpr int count = 8;
+            std::atomic<int> ready{0}, well{0};
+            std::vector<std::thread> threads;
+            for (int i = 0; i < count; ++i)
+                threads.emplace_back([&, i] {
+                    for (++ready; ready < count;) std::this_thread::yield();
+                    well += RedisLock(redis, "thread" + std::to_string(i), plain).unlock() == Unlocked::confirmed;
+                });
+            for (std::thread& thread : threads) thread.join();
+            return well == count;
+        }};
+        CHECK(child.was_well());
+    }
+}
+
 TEST_CASE("tokens are distinct over forks and threads' worth of draws", "[process]") {
     std::set<std::string> seen;
     for (int round = 0; round < 50; ++round) {
@@ -288,12 +310,11 @@ TEST_CASE("a forked child neither renews its parent's leases nor ends them, and 
     CHECK(child.was_well());
     CHECK(server.integer({"EXISTS", "own"}) == 0);
     CHECK((lock.owns_lock() && !lost.stop_requested()));
-    Child heir{[&] { // it has nothing but what it inherited, and lives on for some leases
-        detail::wait(-1, 0, now() + 4s);
-        return true;
-    }};
-    static_cast<void>(lock.detach()); // the parent lets the lease run out
+    const Pipe lease_is_over;
+    Child heir{[&] { return lease_is_over.hear() == '!'; }}; // it has nothing but what it inherited
+    static_cast<void>(lock.detach());                        // the parent lets the lease run out
     CHECK(server.is_empty_within(10s));
+    lease_is_over.say('!');
     CHECK(heir.was_well());
 }
 #endif

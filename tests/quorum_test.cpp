@@ -99,7 +99,7 @@ TEST_CASE("a majority of servers is a backend like any other", "[redis][quorum][
     test::Conformance{world}.run();
 }
 
-TEST_CASE("an even number of servers is refused, and one that is named twice, and too many", "[quorum]") {
+TEST_CASE("an even number of servers is refused, and one that is named twice, none at all, and too many", "[quorum]") {
     std::deque<Redis> nodes;
     std::vector<Redis*> all;
     for (int n = 0; n < 17; ++n) all.push_back(&nodes.emplace_back("redis://127.0.0.1:" + std::to_string(7000 + n)));
@@ -111,6 +111,7 @@ TEST_CASE("an even number of servers is refused, and one that is named twice, an
     const Failure twice = failure([&] { Quorum{first, second, twin}; });
     CHECK(twice.code == Errc::bad_option);
     CHECK(twice.detail.find("127.0.0.1:7001 twice") != std::string::npos);
+    CHECK(failure([&] { Quorum<Redis>{std::vector<Redis*>{&first, nullptr, &third}}; }).code == Errc::bad_option);
     CHECK_FALSE(failure([&] { Quorum{first, second, third}; }));
 }
 
@@ -202,8 +203,7 @@ TEST_CASE("a minority of frozen servers is not waited for, and finds all release
 TEST_CASE("who has the key is not known where the silent ones may make a majority", "[redis][quorum]") {
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
-    RedisLock lock{quorum, "k", plain};
-    REQUIRE(three.keys() == 3);
+    RedisLock lock = three.locked_everywhere(quorum, plain);
     three.servers[0].command({"DEL", "k"});
     CHECK(inspect(quorum, "k")->token() == lock.token());
     three.servers[2].stop();
@@ -217,8 +217,7 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
           "[redis][quorum]") {
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
-    RedisLock lock{quorum, "k", plain};
-    REQUIRE(three.keys() == 3);
+    RedisLock lock = three.locked_everywhere(quorum, plain);
     three.servers[2].stop();
     const Options hasty{.ttl = 10s, .renew = false, .answer_timeout = 20ms};
     RedisLock other{quorum, "other", hasty, std::defer_lock};
@@ -328,8 +327,7 @@ TEST_CASE("an acquire that nobody waits for any more is not sent when the connec
 TEST_CASE("a frozen server is not flooded with releases of what it can not have", "[redis][quorum]") {
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
-    RedisLock lock{quorum, "k", plain};
-    REQUIRE(three.keys() == 3);
+    RedisLock lock = three.locked_everywhere(quorum, plain);
     three.servers[2].stop();
     const Options patient{
         .ttl = 30s, .renew = false, .answer_timeout = 9s}; // so that no connection is given up meanwhile

@@ -290,28 +290,23 @@ TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happe
     CHECK(server.integer({"EXISTS", "k"}) == 0);
 }
 
-TEST_CASE("the loss is told before the server's own expiry, whatever becomes of the server", "[redis][renewal]") {
+TEST_CASE("the loss is told when the lease ends for us, whatever becomes of the server", "[redis][renewal]") {
     test::RedisServer server;
     server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
     Redis redis{"unix://holder:p@" + server.socket_path()};
-    for (const bool renew : {true, false}) {
-        const TimePoint asked = now();
-        RedisLock lock{redis, "k", {.ttl = 1s, .renew = renew}};
-        const TimePoint end = now() + lock.remaining();
-        const Watch watch{redis, lock.lost()};
-        SECTION("stopped") { server.stop(); }
-        SECTION("killed") { server.kill(); }
-        SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"}); }
-        CHECK(watch.within(10s));
-        CHECK(watch.when() >= asked + 900ms);
-        CHECK(watch.when() < end + 500ms); // and on a machine that is not busy, before asked + 1 s
-        CHECK_FALSE(lock.owns_lock());
-        server.go_on();
-        if (server.pid() == 0) server.start();
-        server.command({"ACL", "SETUSER", "holder", "on", ">p", "~*", "+@all"});
-        lock.unlock();
-        server.command({"FLUSHALL"});
-    }
+    const bool renew = GENERATE(true, false);
+    const TimePoint asked = now();
+    RedisLock lock{redis, "k", {.ttl = 1s, .renew = renew}};
+    const TimePoint end = now() + lock.remaining();
+    const Watch watch{redis, lock.lost()};
+    SECTION("stopped") { server.stop(); }
+    SECTION("killed") { server.kill(); }
+    SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"}); }
+    CHECK(watch.within(10s));
+    CHECK(watch.when() >= asked + 900ms);
+    CHECK(watch.when() < end + 500ms); // in time on a machine that is not busy: see benchmark_loss
+    CHECK_FALSE(lock.owns_lock());
+    server.go_on();
 }
 
 TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal]") {

@@ -133,6 +133,18 @@ TEST_CASE("a server's time without a vote counts from its answer, though we were
     CHECK(answer.why.code == Errc::restarted);
 }
 
+TEST_CASE("a server that first greets with nonsense is asked again, as after any other trouble", "[session]") {
+    const FakeServer fake{[](Peer& peer, int nth) {
+        if (nth > 0) return says({"+OK\r\n", "+OK\r\n", ":1\r\n"})(peer, nth);
+        peer.read();
+        peer.send("nonsense\r\n");
+    }};
+    Redis redis{fake.unix_uri() + "?db=1", {.client_name = ""}};
+    RedisLock lock{redis, "k", {.renew = false}, std::defer_lock};
+    CHECK_FALSE(test::failure([&] { lock.lock(); }));
+    CHECK(lock.unlock() == Unlocked::confirmed);
+}
+
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     const FakeServer fake{says({"+OK\r\n"})};
     CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);
@@ -194,6 +206,18 @@ TEST_CASE("an extension that too few replicas have is unknown", "[session]") {
     extension.replicas = 1;
     const Answer answer = redis.ask(extension);
     CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::no_replicas));
+}
+
+TEST_CASE("a turn that comes as the wait for it ends, and that too few replicas have, is given back", "[session]") {
+    const FakeServer fake{says({":9000\r\n", "", "*-1\r\n+OK\r\n:0\r\n:9000\r\n", ":1\r\n", "+OK\r\n"})};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    Request acquire = request(Verb::acquire);
+    acquire.patience = 50ms;
+    acquire.replicas = 1;
+    const Answer answer = redis.ask(acquire);
+    CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_replicas));
+    CHECK(redis.ask(request(Verb::acquire)).verdict == Verdict::yes);
+    CHECK(fake.connections() == 1);
 }
 
 TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer", "[session]") {

@@ -285,8 +285,8 @@ TEST_CASE("a server with no room for another connection keeps its waiters", "[re
     RedisLock holder{redis, "k", 60s};
     Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 2s}};
     waiters.add(2);
-    server.command({"CONFIG", "SET", "maxclients", "3"}); // they and we
-    detail::wait(-1, 0, now() + 2500ms);                  // for two looks
+    server.command({"CONFIG", "SET", "maxclients", "3"});                                // they and we
+    wait_until([&] { return server.statistic("stats", "rejected_connections:") >= 4; }); // two looks of each
     CHECK(waiters.failures == 0);
     CHECK(server.blocked_clients() == 2);
     server.command({"CONFIG", "SET", "maxclients", "100"});
@@ -417,6 +417,7 @@ TEST_CASE("a stop ends a wait for a connection as well", "[redis][waiting]") {
     std::atomic<bool> begun{false};
     std::thread stops{[&] {
         wait_until([&] { return begun.load(); });
+        detail::wait(-1, 0, now() + 50ms); // by then it waits, on a machine that is not busy
         stop.request_stop();
     }};
     begun = true;
@@ -464,20 +465,23 @@ TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the
 
 TEST_CASE("the shortest leases are waited for as well", "[redis][waiting]") {
     test::RedisServer server;
+    std::atomic<int> waited{0};
+    const auto acquired = [](void* context, const Observer::Acquired& event) noexcept {
+        *static_cast<std::atomic<int>*>(context) += event.tries > 1;
+    };
+    const Observer observer{.context = &waited, .acquired = acquired};
     Redis redis{server.unix_uri()};
-    const Options shortest{.ttl = 10ms};
-    std::atomic<int> locked{0};
+    const Options shortest{.ttl = 10ms, .observer = &observer};
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i)
         threads.emplace_back([&] {
             for (int round = 0; round < 20; ++round) {
                 RedisLock lock{redis, "k", shortest, std::defer_lock};
-                const Failure late = failure([&] { lock.lock(); });
-                if (!late) ++locked;
+                failure([&] { lock.lock(); }); // on a busy machine they may be too short
             }
         });
     for (std::thread& thread : threads) thread.join();
-    CHECK(locked > 0);
+    CHECK(waited > 0);
     CHECK(server.is_empty_within(10s));
 }
 
@@ -508,12 +512,14 @@ TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster
 
 TEST_CASE("a turn that comes after we gave up is undone, also where a new connection would have to say who it is",
           "[redis][waiting]") {
-    test::RedisServer server;
-    server.command({"CONFIG", "SET", "requirepass", "secret"});
-    server.command({"AUTH", "secret"});
-    for (const char* uri : {"unix://:secret@", "unix://:secret@"}) {
-        Redis redis{uri + server.socket_path() + "?db=1"};
-        server.command({"SELECT", "1"});
+    for (const bool has_to : {false, true}) {
+        test::RedisServer server;
+        if (has_to) {
+            server.command({"CONFIG", "SET", "requirepass", "secret"});
+            server.command({"AUTH", "secret"});
+            server.command({"SELECT", "1"});
+        }
+        Redis redis{has_to ? "unix://:secret@" + server.socket_path() + "?db=1" : server.unix_uri()};
         server.command({"SET", "k", "dead", "PX", "300"});
         {
             RedisLock waiter{redis, "k", {.ttl = 60s, .answer_timeout = 400ms}, std::defer_lock};

@@ -42,7 +42,7 @@ concept Backend = requires(B& backend, const Request& request, Deadline until,
 };
 // clang-format on
 
-/// Whether it numbers grants, for RedisLock::fence().
+/// Whether it numbers grants, for RedisLock::fence(), and counts replicas, for Options::min_replicas.
 template <class B>
 concept FencingBackend = Backend<B> && B::numbers_grants;
 

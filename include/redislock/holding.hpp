@@ -112,13 +112,13 @@ public:
         const std::lock_guard guard{mutex};
         if (!kept_ || lease.token() != token) return std::nullopt;
         asking_ = false;
-        const TimePoint::duration slack = lease.end() - now;
+        const TimePoint::duration left = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
-        const auto pause = std::max<TimePoint::duration>(slack / 16, Millis{1}); // ever shorter to the end
+        const auto pause = std::max<TimePoint::duration>(left / 16, Millis{1}); // ever shorter to the end
         const bool confirmed = outcome == Outcome::confirmed;
-        renew_at_ = confirmed ? asked + options.ttl / 3 : now + pause + this->slack();
-        return Renewed{next(), confirmed, slack};
+        renew_at_ = confirmed ? asked + options.ttl / 3 : now + pause + slack();
+        return Renewed{next(), confirmed, left};
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.

@@ -7,8 +7,8 @@ namespace redislock {
 
 /// Who has the key now; nothing if it is free. What is told may be over as it is read. Blocks for at most `answer_timeout`.
 /// Throws std::system_error as RedisLock does, and Errc::bad_key.
-template <class B>
-std::optional<Holder> inspect(B& backend, std::string_view key, Millis answer_timeout = Millis{1'000}) {
+template <Backend B>
+[[nodiscard]] std::optional<Holder> inspect(B& backend, std::string_view key, Millis answer_timeout = Millis{1'000}) {
     detail::check_key(key);
     Holder holder{};
     const Answer answer = backend.inspect(key, later(backend.now(), answer_timeout), holder);

@@ -7,26 +7,24 @@
 
 namespace redislock::detail {
 
-/// Sockets on which last words were said, the latest of them, each for a while: a server that finds us gone as it writes what it owes
-/// us reads no further. Thread-safe.
+/// Sockets on which last words were said, the latest of them, each for 10 s and then until there is another one: a server that finds us
+/// gone as it writes what it owes us reads no further. Thread-safe.
 class LastWords {
 public:
     void keep(Socket socket) noexcept try {
         constexpr std::size_t most = 64;
-        Sockets& sockets = sockets_.get();
-        const std::lock_guard guard{sockets.mutex};
-        std::erase_if(sockets.all, [now = now()](const auto& entry) { return entry.second <= now; });
+        const TimePoint now = detail::now();
+        auto& [mutex, sockets] = sockets_.get();
+        const std::lock_guard guard{mutex};
+        std::erase_if(sockets, [now](const auto& entry) { return entry.second <= now; });
         if (!socket) return;
-        if (sockets.all.size() >= most) sockets.all.erase(sockets.all.begin());
-        sockets.all.emplace_back(std::move(socket), later(now(), std::chrono::seconds{10}));
+        if (sockets.size() >= most) sockets.erase(sockets.begin());
+        sockets.emplace_back(std::move(socket), later(now, std::chrono::seconds{10}));
     } catch (...) { // no room for it: it's closed
     }
 
 private:
-    struct Sockets : Guarded {
-        std::vector<std::pair<Socket, TimePoint>> all{};
-    };
-    PerProcess<Sockets> sockets_;
+    PerProcess<Guarded<std::vector<std::pair<Socket, TimePoint>>>> sockets_; ///< until when
 };
 
 } // namespace redislock::detail

@@ -9,7 +9,7 @@ namespace redislock {
 /// One lock's lease, from asking to letting go. Not thread-safe.
 ///
 /// A lease runs from the moment before it was *asked* for, never from the answer, and can be used until
-/// `asked + ttl - allowance` (Options::allowance), the *end*. While it is *unsettled*, that is asking, lapsed or doubtful,
+/// `asked + ttl - allowance(ttl, drift)`, the *end*. While it is *unsettled*, that is asking, lapsed or doubtful,
 /// it isn't ours to use, yet the server may have a key with our token: only a release can tell.
 ///
 /// | state     | event                                        | next     | outcome    |
@@ -26,6 +26,7 @@ namespace redislock {
 /// | held      | extension: the key is gone, or another's     | lost     | the reason |
 /// | held      | extension refused, or unknown                | held     | unknown    |
 /// | held      | let go                                       | doubtful |            |
+/// | lapsed    | extension: the key is gone, or another's     | lost     | the reason |
 /// | lapsed, asking | let go                                  | doubtful |            |
 /// | doubtful  | release: it was ours                         | idle     | confirmed  |
 /// | doubtful  | release: it is gone, or another's            | idle     | the reason |

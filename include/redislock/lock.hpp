@@ -16,7 +16,8 @@ namespace redislock {
 /// lock of the parent is held, and nothing is sent for it.
 ///
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
-/// object holds already. That somebody else holds the key is no error but a `false`.
+/// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error but a
+/// `false`.
 template <Backend B>
 class RedisLock {
 public:
@@ -109,7 +110,7 @@ public:
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
-    /// out of bounds; all else is the outcome, and after unknown the lease is as it was.
+    /// out of bounds, and EPERM; what becomes of the lease is the outcome, and after unknown it is as it was.
     [[nodiscard]] Outcome extend(Millis ttl) {
         detail::check_ttl(ttl);
         detail::check_ttl(own().backend, ttl);
@@ -129,11 +130,13 @@ public:
         }
     }
 
-    /// Is requested when the lease is lost: refused when it was to be extended, renewed for `max_hold`, or ended by the clock,
-    /// which is before the server may give it to anyone else; already, if the lock isn't held. Callbacks run at once, in a
-    /// thread of the backend's, those of one lease one after another; they may block, which holds up nobody else's, as long as fewer
-    /// than 64 do so. To unlock there is allowed, if nobody else uses the lock from then on; to unlock does not request it. Each lease
-    /// has a token of its own: ask again after locking again. The first call for a lease that is not renewed may start a thread.
+    /// Is requested when the lease is lost: when it was refused to be extended, or was renewed for `max_hold`, and at the latest a 64th of the
+    /// ttl (4 ms at most) before its end, so that it is heard before the server may give the lease to anyone else. Already, if the
+    /// lock isn't held. Not by unlock(). Each lease has a token of its own: ask again after locking again.
+    ///
+    /// Callbacks run in a thread of the backend's, at once, those of one lease one after another. They may block: that holds up nobody
+    /// else's, as long as fewer than 64 do so. They may unlock, if nobody else uses the lock from then on. The first call for a lease that is
+    /// not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
         State& state = own();
         if (state.held(state.backend.now()) && !state.kept()) share(state);
@@ -154,19 +157,21 @@ public:
     }
 
     /// Whether the lease can be used at this moment: the clock is asked, and nothing and nobody else. Some 40 ns.
-    bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
+    [[nodiscard]] bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
     explicit operator bool() const noexcept { return owns_lock(); }
 
-    /// What is left of the lease, rounded down; zero if it isn't held.
-    Millis remaining() const noexcept { return holding() ? state_->remaining(state_->backend.now()) : Millis::zero(); }
+    /// What is left of the lease, rounded down; zero if it isn't held. lost() may come up to 4 ms sooner.
+    [[nodiscard]] Millis remaining() const noexcept {
+        return holding() ? state_->remaining(state_->backend.now()) : Millis::zero();
+    }
 
     /// The proof of ownership; nil if the lock isn't held.
-    Token token() const noexcept { return holding() ? state_->token(state_->backend.now()) : Token{}; }
+    [[nodiscard]] Token token() const noexcept { return holding() ? state_->token(state_->backend.now()) : Token{}; }
 
     /// The number of this grant, greater than that of every earlier grant of the key: for the resource to refuse whoever comes
     /// with a smaller one than it has seen. 0 if the lease isn't held, or was adopted: its number is the giver's. Throws EPERM
     /// if the lock was made without Options::fenced.
-    std::uint64_t fence() const requires FencingBackend<B> {
+    [[nodiscard]] std::uint64_t fence() const requires FencingBackend<B> {
         if (!state_ || !state_->options.fenced)
             raise({std::make_error_code(std::errc::operation_not_permitted), "the lock's grants are not numbered"});
         return holding() ? state_->fence(state_->backend.now()) : 0;

@@ -25,14 +25,15 @@ constexpr std::string_view to_string(Loss loss) noexcept {
     return "(no loss)";
 }
 
-/// A table of functions for an application's metrics, each of which may be left out; to be pointed to by Options::observer.
-/// It and its context must outlive the backend too, and any loss that is being told, for that may go on when the lock is gone, even
-/// after `released`: as a rule, make them static. One that is not set costs a comparison. Nothing is allocated for
-/// it, and no mutex of ours is held meanwhile. What a view refers to lives as long as the call.
+/// A table of functions for an application's metrics, for Options::observer to point to. Each may be left out: that costs a
+/// comparison. Nothing is allocated for a call, and no mutex of ours is held. What a view refers to lives as long as the call.
 ///
-/// `acquired` and `released` are called by the lock's own thread, `lost` by one of those that run the callbacks of lost(),
-/// so that it may block; `renewed` and `not_renewed` by the thread that renews all leases of a backend, or `renewed` by the lock's own in
-/// an extend(), and must return at once. Several may be called at the same time.
+/// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running when the lock is gone,
+/// even after `released`.
+///
+/// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread. `renewed` and
+/// `not_renewed` must return at once: they are called by the thread that renews all leases of a backend, `renewed` by the lock's own too, in
+/// extend(). `lost` may block: it is called by one of the threads that run the callbacks of RedisLock::lost().
 struct Observer {
     using Span = LeaseClock::duration;
 
@@ -45,7 +46,7 @@ struct Observer {
     struct Renewed {
         std::string_view key;
         Span round_trip; ///< from the question to the answer
-        Span slack;      ///< what had been left of the lease when the answer came
+        Span left;       ///< what had been left of the lease when the answer came
     };
     struct NotRenewed {
         std::string_view key;
@@ -60,7 +61,7 @@ struct Observer {
         std::string_view key;
         Span held; ///< from the grant to the call of unlock()
         Outcome outcome;
-        std::error_code why; ///< of an unknown outcome, if the release was not to be unconfirmed
+        std::error_code why; ///< of an unknown outcome; none if it was not to be confirmed
     };
 
     void* context = nullptr; ///< the first argument of each

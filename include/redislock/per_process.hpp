@@ -9,18 +9,23 @@
 
 namespace redislock::detail {
 
-/// What a mutex guards. A forked child can't know whether its parent's will ever be unlocked: if it is locked, all is left as it is.
+/// A value and its mutex.
+template <class T>
 struct Guarded {
     std::mutex mutex{};
+    T value{};
+
+    /// In a forked child: drops what is the parent's. False: one of the parent's threads had it locked, and nobody will ever unlock it.
     bool abandon() noexcept {
-        if (!mutex.try_lock()) return false;
-        mutex.unlock();
-        return true;
+        const std::unique_lock lock{mutex, std::try_to_lock};
+        if (lock) value = T{};
+        return lock.owns_lock();
     }
 };
 
 /// A T, and in a forked child another one, made when it is first asked for. Thread-safe. T is default-constructible, and has
-/// `bool abandon() noexcept`: it is the parent's, in whatever state it was as we were forked; whether it can be destroyed in the child.
+/// `bool abandon() noexcept`, which the child calls for the T of its parent, in whatever state the fork has found it. False: it can't
+/// be destroyed.
 template <class T>
 class PerProcess {
 public:
@@ -37,13 +42,15 @@ public:
         if (current->generation == generation()) return *current;
         auto own = std::make_unique<Entry>();
         if (!entry_.compare_exchange_strong(current, own.get())) return *current;
-        if (current->abandon()) delete current;
+        if (current->abandon())
+            own->parents.reset(current); // alive, for other threads may be looking at its generation
         return *own.release();
     }
 
 private:
     struct Entry : T {
         const unsigned generation = detail::generation();
+        std::unique_ptr<Entry> parents{};
     };
 
     std::atomic<Entry*> entry_{new Entry};

@@ -16,7 +16,9 @@
 #pragma once
 
 #include "party.hpp"
-#include "redis.hpp"
+#include "per_process.hpp"
+#include "renewer.hpp"
+#include "ways.hpp"
 
 namespace redislock {
 
@@ -65,10 +67,19 @@ private:
 
 } // namespace detail
 
-/// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI.
+/// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI. Its Link asks it, as a Channel does; its
+/// Engine has the clock and the threads, as System has.
 template <class Node>
-concept Voter = requires(const Node& node) {
-    node.name();
+concept Voter = requires(Node& node, Deadline until, Holder& holder) {
+    typename Node::Engine;
+    typename Node::template Link<detail::Vote<detail::Question>>;
+    { node.name() } -> std::convertible_to<std::string>;
+    { node.now() }
+    noexcept->std::same_as<TimePoint>;
+    { node.fresh() } -> std::same_as<Token>;
+    { node.pause(until) }
+    noexcept;
+    { node.inspect(std::string_view{}, until, holder) } -> std::same_as<Answer>;
 };
 
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
@@ -78,7 +89,7 @@ concept Voter = requires(const Node& node) {
 template <Voter Node>
 class Quorum {
 public:
-    /// Throws Errc::bad_option for an even number of servers, more than 15, or one that is named twice.
+    /// Throws Errc::bad_option for an even number of servers, more than 15, one that is named twice, or a null pointer.
     template <std::same_as<Node>... More>
     explicit Quorum(Node& first, More&... more) : Quorum{std::vector<Node*>{&first, &more...}} {}
 
@@ -86,6 +97,8 @@ public:
         if (nodes_.size() % 2 == 0 || nodes_.size() > most)
             detail::refuse("the number of servers", std::to_string(nodes_.size()),
                            "an odd one, 1 to " + std::to_string(most));
+        if (std::count(nodes_.begin(), nodes_.end(), nullptr) > 0)
+            detail::refuse("a server", "a null pointer", "a Redis that outlives the Quorum");
         for (auto one = nodes_.begin(); one != nodes_.end(); ++one)
             for (auto other = nodes_.begin(); other != one; ++other)
                 if ((*one)->name() == (*other)->name())
@@ -96,7 +109,7 @@ public:
 
     static constexpr bool numbers_grants = true;
 
-    /// Throws what any of its servers throws.
+    /// Throws Errc::bad_option for a ttl that one of its servers refuses.
     void check(Millis ttl) const {
         for (const Node* node : nodes_) detail::check_ttl(*node, ttl);
     }
@@ -191,30 +204,27 @@ private:
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
-    struct Pool : detail::Guarded {
-        std::vector<std::unique_ptr<Party>> idle{};
-    };
-
     /// The party that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
     /// the one that was used last.
     std::unique_ptr<Party> take(const Token& token) {
         std::unique_ptr<Party> party;
         {
-            Pool& pool = pool_.get();
-            const std::lock_guard guard{pool.mutex};
-            auto chosen = std::find_if(pool.idle.rbegin(), pool.idle.rend(),
-                                       [&](const auto& one) { return one->is_owed(token); });
-            if (unsigned late = 0; chosen == pool.idle.rend())
-                for (chosen = pool.idle.rbegin(); chosen != pool.idle.rend() && !is_free(**chosen); ++chosen)
+            auto& [mutex, idle] = idle_.get();
+            const std::lock_guard guard{mutex};
+            auto chosen =
+                std::find_if(idle.rbegin(), idle.rend(), [&](const auto& one) { return one->is_owed(token); });
+            if (unsigned late = 0; chosen == idle.rend())
+                for (chosen = idle.rbegin(); chosen != idle.rend() && !is_free(**chosen); ++chosen)
                     if (++late > most_late) (*chosen)->suspect_the_silent();
-            if (chosen != pool.idle.rend()) {
+            if (chosen != idle.rend()) {
                 party = std::move(*chosen);
-                pool.idle.erase(std::next(chosen).base());
+                idle.erase(std::next(chosen).base());
             }
         }
         return party ? std::move(party) : std::make_unique<Party>(electorate_);
     }
 
+    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the party of its token.
     static bool is_free(Party& party) {
         if (party.is_owed()) party.advance();
         return !party.is_owed();
@@ -222,20 +232,17 @@ private:
 
     void give_back(std::unique_ptr<Party> party) noexcept try {
         constexpr std::ptrdiff_t most_idle = 16; // beside those that still wait for an answer
-        Pool& pool = pool_.get();
-        const std::lock_guard guard{pool.mutex};
-        const auto idle =
-            std::count_if(pool.idle.begin(), pool.idle.end(), [](const auto& one) { return !one->is_owed(); });
-        if (idle < most_idle || party->is_owed()) pool.idle.push_back(std::move(party));
+        auto& [mutex, idle] = idle_.get();
+        const std::lock_guard guard{mutex};
+        const auto free = std::count_if(idle.begin(), idle.end(), [](const auto& one) { return !one->is_owed(); });
+        if (free < most_idle || party->is_owed()) idle.push_back(std::move(party));
     } catch (...) { // no room for it: it's closed
     }
 
     detail::Electorate<Node> electorate_;
     const std::vector<Node*>& nodes_ = electorate_.nodes;
-    detail::PerProcess<Pool> pool_;
+    detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<Party>>>> idle_;
     detail::Renewers<detail::QuorumPort<Node>> renewers_;
 };
-
-static_assert(FencingBackend<Quorum<Redis>>);
 
 } // namespace redislock

@@ -4,6 +4,7 @@
 #include "channel.hpp"
 #include "renewer.hpp"
 #include "session.hpp"
+#include "ways.hpp"
 
 #include <mutex>
 
@@ -17,10 +18,10 @@ struct RedisOptions {
     /// Connections kept open while nobody uses them. More are opened as more threads ask at once.
     std::size_t idle_connections = 16;
 
-    /// The longest ttl of any client, for a server that may lose its data when it ends: as long as it has been up for less, or for up
-    /// to a second and 2 % more, nothing is acquired there, for it may have forgotten leases that go on (Errc::restarted); in a Quorum it has no
-    /// vote. Each new connection asks for it by INFO, since none outlives its server, unless a proxy makes it so. A longer ttl is
-    /// refused here. 0: not asked; up to 24 h.
+    /// For a server that may lose its data when it ends: the longest ttl of any client, up to 24 h. A server that has been up for less, and
+    /// for up to a second and 2 % more, may have forgotten leases that go on: it grants nothing (Errc::restarted), and in a Quorum it has no
+    /// vote. A longer ttl is refused. Each new connection asks the server by INFO how long it has been up; a proxy that keeps connections
+    /// over a restart hides it. 0: not asked.
     Millis restart_delay{0};
 };
 
@@ -131,7 +132,7 @@ private:
         }
         Answer answer = use(*session);
         if (session->good()) {
-            keep(std::move(session));
+            give_back(std::move(session));
         } else {
             server_.last_words.keep(session->take_lingering());
             if (!detail::stopped(deadline)) forget_idle();
@@ -150,44 +151,41 @@ private:
         return options;
     }
 
-    /// The idle connections of one process.
-    struct Pool : detail::Guarded {
-        std::vector<std::unique_ptr<detail::Session>> idle{};
-    };
+    using Idle = std::vector<std::unique_ptr<detail::Session>>;
 
     /// The one used last, for its caches are warm; null if there is none that is fit.
     std::unique_ptr<detail::Session> idle_session() {
-        for (Pool& pool = pool_.get();;) {
+        for (auto& [mutex, idle] = idle_.get();;) {
             std::unique_ptr<detail::Session> session;
             {
-                const std::lock_guard guard{pool.mutex};
-                if (pool.idle.empty()) return nullptr;
-                session = std::move(pool.idle.back());
-                pool.idle.pop_back();
+                const std::lock_guard guard{mutex};
+                if (idle.empty()) return nullptr;
+                session = std::move(idle.back());
+                idle.pop_back();
             }
             if (session->reusable()) return session;
         }
     }
 
-    void keep(std::unique_ptr<detail::Session> session) noexcept try {
-        Pool& pool = pool_.get();
-        const std::lock_guard guard{pool.mutex};
-        if (pool.idle.size() < options_.idle_connections) pool.idle.push_back(std::move(session));
+    void give_back(std::unique_ptr<detail::Session> session) noexcept try {
+        auto& [mutex, idle] = idle_.get();
+        const std::lock_guard guard{mutex};
+        if (idle.size() < options_.idle_connections) idle.push_back(std::move(session));
     } catch (...) { // no room for it: it's closed
     }
 
     /// Where one has died the others may be dead as well, though they don't know yet.
     void forget_idle() {
-        std::vector<std::unique_ptr<detail::Session>> idle;
-        Pool& pool = pool_.get();
-        const std::lock_guard guard{pool.mutex};
-        idle.swap(pool.idle);
+        Idle forgotten; // closed without the mutex
+        auto& [mutex, idle] = idle_.get();
+        const std::lock_guard guard{mutex};
+        idle.swap(forgotten);
     }
 
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;
-    detail::PerProcess<Pool> pool_;
+    detail::PerProcess<detail::Guarded<Idle>> idle_;
     detail::Renewers<detail::ServerPort> renewers_;
 };
 

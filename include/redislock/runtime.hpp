@@ -4,6 +4,10 @@
 
 #include "types.hpp"
 
+#if !__has_include(<sys/eventfd.h>) || !__has_include(<sys/timerfd.h>)
+#error "redislock needs eventfd(2) and timerfd(2), as Linux has them"
+#endif
+
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -22,22 +26,20 @@
 #include <stop_token>
 #include <thread>
 
-#if defined(_WIN32)
-#error "redislock needs a POSIX system; Windows is not supported"
-#endif
-
 namespace redislock::detail {
 
 /// The clock of leases. On Linux it runs on while the machine sleeps, as a server's expiry does; elsewhere it's the
-/// monotonic clock. Some 30 ns a call.
-inline TimePoint now() noexcept {
+/// monotonic clock.
 #if defined(CLOCK_BOOTTIME)
-    constexpr clockid_t clock = CLOCK_BOOTTIME;
+inline constexpr clockid_t lease_clock = CLOCK_BOOTTIME;
 #else
-    constexpr clockid_t clock = CLOCK_MONOTONIC;
+inline constexpr clockid_t lease_clock = CLOCK_MONOTONIC;
 #endif
+
+/// Some 30 ns a call.
+inline TimePoint now() noexcept {
     timespec time{};
-    ::clock_gettime(clock, &time);
+    ::clock_gettime(lease_clock, &time);
     return TimePoint{std::chrono::seconds{time.tv_sec} + std::chrono::nanoseconds{time.tv_nsec}};
 }
 
@@ -112,7 +114,7 @@ private:
 /// time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
 class Alarm {
 public:
-    Alarm() : fd_{::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK)} {
+    Alarm() : fd_{::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK)} {
         if (fd_ < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
     }
     Alarm(const Alarm&) = delete;

@@ -17,7 +17,7 @@ struct Companions {
         const auto open = key.find('{');
         const auto close = open == key.npos ? key.npos : key.find('}', open + 1);
         const bool tagged = close != key.npos && close > open + 1;
-        const std::string name{key}; // whose companions are no other key's: k has {k}:redislock:..., and so has {k} not
+        const std::string name{key}; // in full, so that no two keys have the same companions: not even k and {k}
         const std::string prefix = tagged ? name + ":redislock:tagged:" : "{" + name + "}:redislock:";
         waiting = prefix + "waiting";
         turn = prefix + "turn";
@@ -29,9 +29,10 @@ struct Companions {
 };
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3] the
-/// counter, ARGV[4] to how many us the time is rounded down.
-/// The number is above the last one, and not below the server's time in us: so it grows even if the counter is lost, as long as
-/// the time does not go back behind the last number. A counter that has had no grant for a day is of no more use, and goes.
+/// counter, ARGV[4] a step in us.
+/// The number is the last one plus 1, or the server's time, in us and rounded down to the step, if that is more; without a last one
+/// it is the time itself. So it grows even if the counter is lost, as long as the time does not go back behind the last number. A counter
+/// that has had no grant for a day is of no more use, and goes.
 /// Returns OK, or the number: it's ours now; 0: it is held without an expiry; -1 - n: it is held for n ms; nil: the same, for
 /// nobody knows how long; another status: it is of that type.
 inline constexpr std::string_view acquire_script = R"lua(local fence
@@ -189,11 +190,16 @@ inline bool is_noscript(const Reply& reply) { return reply.is_error() && reply.t
 class PreparedCommand {
 public:
     std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
-        if (format_ != format || key_ != request.key || ttl_ != request.ttl) {
+        const bool is_same = format_ == format && key_ == request.key && ttl_ == request.ttl &&
+                             fenced_ == request.fenced && fence_ == request.fence && step_ == request.fence_step;
+        if (!is_same) {
             bytes_ = format(request);
             format_ = format;
             key_ = request.key;
             ttl_ = request.ttl;
+            fenced_ = request.fenced;
+            fence_ = request.fence;
+            step_ = request.fence_step;
             token_at_ = bytes_.rfind(request.token.hex());
         }
         request.token.hex().copy(bytes_.data() + token_at_, Token::digits);
@@ -205,6 +211,9 @@ private:
     std::string bytes_;
     std::string key_;
     Millis ttl_{};
+    bool fenced_ = false;
+    std::uint64_t fence_ = 0;
+    std::chrono::microseconds step_{};
     std::size_t token_at_ = 0;
 };
 

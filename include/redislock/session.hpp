@@ -84,7 +84,7 @@ public:
 private:
     Answer acquire(const Request& request) {
         const std::string_view last_words = undo(request);
-        if (!send(request, acquire_(request, set_command))) return not_sent();
+        if (!send(request, acquire_(request, set_command))) return not_sent(request);
         return answered(request, last_words);
     }
 
@@ -107,9 +107,9 @@ private:
         if (!proven_) {
             seen = announce(in_time(request));
             if (!seen.is_busy()) return good() ? line_refused(in_time(request), seen) : Answer{Verdict::no, seen.why};
-            if (!connection_.write(block, soon)) return not_sent();
+            if (!connection_.write(block, soon)) return not_sent(request);
         } else {
-            if (!connection_.write(announce_by_sha(request) + block, soon)) return not_sent();
+            if (!connection_.write(announce_by_sha(request) + block, soon)) return not_sent(request);
             const Reply* reply = connection_.read(soon, last_words);
             if (reply == nullptr) return unanswered();
             if (is_noscript(*reply))
@@ -117,6 +117,29 @@ private:
             else
                 seen = announced(request, *reply);
         }
+        seen = wait_for_turn(request, end, std::move(seen), look);
+        // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
+        nudged_ = now() >= end.at && !connection_.arriving(TimePoint{});
+        if (nudged_) connection_.write(formatted({"PTTL", request.key}), request.deadline);
+        // What has begun to come, or is due, is not waited for like a turn.
+        Request taken = in_time(request);
+        taken.patience = Millis::zero();
+        const Reply* turn = connection_.read(seen.is_busy() ? taken.deadline : TimePoint{}, last_words);
+        if (turn == nullptr && !seen.is_busy()) return {Verdict::unknown, seen.why};
+        if (turn == nullptr) return told(unanswered(), seen);
+        const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
+        proven_ = blocked;
+        if (!blocked) polls_for_ = request.key;
+        Answer answer = told(answered(taken, last_words), seen);
+        skip_nudge();
+        answer.queued = blocked;
+        answer.holder_left = seen.holder_left;
+        return answer;
+    }
+
+    /// Until something has come, it is the end, or the server is not there; looks in between, and returns what was seen last.
+    template <class Look>
+    Answer wait_for_turn(const Request& request, const Deadline& end, Answer seen, Look& look) {
         TimePoint held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
         TimePoint free_since = TimePoint::max();
         while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
@@ -131,25 +154,14 @@ private:
             if (left > turn_is_given) free_since = TimePoint::max();
             if (left == Millis::zero()) free_since = std::min(free_since, now());
             if (free_since < TimePoint::max() && now() - free_since >= 2 * request.recheck)
-                seen = {Verdict::unknown, {Errc::timed_out, "waiting for a turn"}};
+                return {Verdict::unknown, {Errc::timed_out, "waiting for a turn"}};
         }
-        // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
-        const bool nudged = now() >= end.at && !connection_.arriving(TimePoint{});
-        if (nudged) connection_.write(formatted({"PTTL", request.key}), request.deadline);
-        // What has begun to come, or is due, is not waited for like a turn.
-        Request taken = in_time(request);
-        taken.patience = Millis::zero();
-        const Reply* turn = connection_.read(seen.is_busy() ? taken.deadline : TimePoint{}, last_words);
-        if (turn == nullptr && !seen.is_busy()) return {Verdict::unknown, seen.why};
-        if (turn == nullptr) return told(unanswered(), seen);
-        const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
-        proven_ = blocked;
-        if (!blocked) polls_for_ = request.key;
-        Answer answer = told(answered(taken, last_words), seen);
-        if (nudged) connection_.owe_reply();
-        answer.queued = blocked;
-        answer.holder_left = seen.holder_left;
-        return answer;
+        return seen;
+    }
+
+    /// The reply to a nudge comes behind those to the question.
+    void skip_nudge() noexcept {
+        if (std::exchange(nudged_, false)) connection_.owe_reply();
     }
 
     /// What was seen of the holder tells more than that he is there, or that nobody answers.
@@ -213,10 +225,11 @@ private:
         Failure objection = shortage(request, *reply);
         if (answer.verdict != Verdict::yes || !objection) return answer;
         if (request.verb == Verb::acquire) {
-            Request undo = request;
-            undo.verb = Verb::release;
-            undo.replicas = 0;
-            if (run(undo, release_by_sha(undo), release_by_body, {}).verdict == Verdict::yes)
+            skip_nudge();
+            Request release = request;
+            release.verb = Verb::release;
+            release.replicas = 0;
+            if (run(release, release_by_sha(release), release_by_body, {}).verdict == Verdict::yes)
                 return {Verdict::no, std::move(objection)};
         }
         return {Verdict::unknown, std::move(objection)};
@@ -225,12 +238,12 @@ private:
     /// A script is called by its name, and sent in full where the server does not know it.
     Answer run(const Request& request, std::string_view by_sha, std::string (*by_body)(const Request&),
                std::string_view last_words) {
-        if (!send(request, by_sha)) return not_sent();
+        if (!send(request, by_sha)) return not_sent(request);
         const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return unanswered();
         if (!is_noscript(*reply)) return interpreted(request, *reply, last_words);
         if (request.replicas > 0 && connection_.read(request.deadline) == nullptr) return unanswered();
-        return send(request, by_body(request)) ? answered(request, last_words) : not_sent();
+        return send(request, by_body(request)) ? answered(request, last_words) : not_sent(request);
     }
 
     /// By the script's body, since nobody would be there to send it after a NOSCRIPT.
@@ -244,6 +257,11 @@ private:
 
     Answer unanswered() const { return {Verdict::unknown, why_not(connection_)}; }
     Answer not_sent() const { return {Verdict::no, why_not(connection_)}; }
+
+    /// It was carried out all the same if nothing but the question about the replicas was left unsent.
+    Answer not_sent(const Request& request) const {
+        return {request.replicas > 0 ? Verdict::unknown : Verdict::no, why_not(connection_)};
+    }
 
     Answer not_understood() { return settled({Verdict::unknown, {Errc::protocol_error, {}}}); }
 
@@ -268,6 +286,7 @@ private:
     Failure failure_;
     TimePoint votes_from_{}; ///< nothing is to be acquired before
     bool proven_ = false;    ///< that this server lets this user wait for a turn
+    bool nudged_ = false;    ///< a reply is to come that nobody needs
     std::string polls_for_;  ///< the key for which it last did not
     PreparedCommand acquire_, extend_, release_, unanswered_;
 };

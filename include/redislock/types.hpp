@@ -122,7 +122,8 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
-    /// Of a release: who may have the key. The others' votes are wanted, if any answer is, of those who are not known to be silent.
+    /// Of a release to a majority: who may have the key. The others are asked too if an answer is wanted, but for those known to be
+    /// silent.
     Nodes nodes = all_nodes;
 
     /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a
@@ -167,6 +168,7 @@ struct Answer {
         switch (static_cast<Errc>(why.code.value())) {
         case Errc::unreachable:
         case Errc::disconnected:
+        case Errc::protocol_error:
         case Errc::timed_out:
         case Errc::loading:
         case Errc::script_running:
@@ -187,7 +189,7 @@ enum class Outcome {
     expired,   ///< too late: the lease had ended
     stolen,    ///< too late: the key holds another's token
     unknown,   ///< nobody said, or the server refused; a key that is left behind goes when its ttl has run out
-    not_held,  ///< there was no lease, and nothing was sent
+    not_held,  ///< there was no lease; what an attempt may have left behind is undone
 };
 
 using Unlocked = Outcome;

@@ -1,6 +1,6 @@
 // A majority is one of servers, which outlive it: of URIs it would have to make them.
 // error: (class template argument deduction failed|no viable constructor)
-#include <redislock/quorum.hpp>
+#include <redislock/redislock.hpp>
 
 #include <string>
 
