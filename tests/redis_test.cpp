@@ -162,6 +162,19 @@ TEST_CASE("a lease that a restarted server could forget, and give once more befo
     const RedisLock longer{one, "k", 24h, std::defer_lock};
 }
 
+TEST_CASE("an extension writes its own number, not that of the one before", "[redis]") {
+    Redis redis{server().unix_uri()};
+    CHECK(ask(redis, Verb::acquire).verdict == Verdict::yes);
+    constexpr std::uint64_t far_ahead = 4'000'000'000'000'000; // of the clock, which is below 2e15 us
+    for (const std::uint64_t fence : {far_ahead, far_ahead + 7}) {
+        Request extend{Verb::extend, "k", a, 60s, later(redis.now(), 10s)};
+        extend.fence = fence;
+        CHECK(redis.ask(extend).verdict == Verdict::yes);
+    }
+    CHECK(ask(redis, Verb::release).verdict == Verdict::yes);
+    CHECK(RedisLock{redis, "k", {.ttl = 60s, .fenced = true}}.fence() == far_ahead + 8);
+}
+
 TEST_CASE("many threads share one Redis, and its idle connections are bounded", "[redis]") {
     test::RedisServer& instance = server();
     Redis redis{instance.unix_uri(), {.client_name = "many", .idle_connections = 2}};

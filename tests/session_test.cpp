@@ -59,7 +59,7 @@ Answer answered(const FakeServer& fake, const Errand& errand, unsigned db = 0, c
 } // namespace
 
 TEST_CASE("a channel that is not understood is closed, and what it was asked is unknown", "[session]") {
-    for (const std::string reply : {":1\r\n", "+QUEUED\r\n", "$2\r\nOK\r\n", "*0\r\n"}) {
+    for (const std::string reply : {":1\r\n", ":-1\r\n", "+QUEUED\r\n", "$2\r\nOK\r\n", "*0\r\n"}) {
         const FakeServer fake{says({reply})};
         const Answer answer = answered(fake, {Verb::acquire});
         CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
@@ -208,8 +208,63 @@ TEST_CASE("an extension that too few replicas have is unknown", "[session]") {
     CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::no_replicas));
 }
 
+TEST_CASE("a count of replicas that is none ends the connection, and what was asked is unknown", "[session]") {
+    const auto check = [](const FakeServer& fake, auto& backend) {
+        Request acquire = request(Verb::acquire);
+        acquire.replicas = 1;
+        for (int i = 0; i < 2; ++i) {
+            const Answer answer = backend.ask(acquire);
+            CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
+        }
+        CHECK(fake.connections() >= 2);
+    };
+    const FakeServer one{says({"+OK\r\n+QUEUED\r\n"})}, other{says({"+OK\r\n+QUEUED\r\n"})};
+    Redis redis{one.unix_uri(), {.client_name = ""}}, node{other.unix_uri(), {.client_name = ""}};
+    Quorum<Redis> quorum{node};
+    check(one, redis);
+    check(other, quorum);
+}
+
+TEST_CASE("what could not all be sent is unknown where the rest was but a question about replicas", "[session]") {
+    const FakeServer fake{[](Peer& peer, int) {
+        peer.read();
+        peer.stop_reading();
+        peer.send("+OK\r\n");
+        peer.wait_for_the_end();
+    }};
+    Redis redis{fake.unix_uri() + "?db=1", {.client_name = ""}};
+    for (const unsigned replicas : {0u, 1u}) {
+        Request acquire = request(Verb::acquire);
+        acquire.replicas = replicas;
+        const Answer answer = redis.ask(acquire);
+        CHECK(answer.verdict == (replicas > 0 ? Verdict::unknown : Verdict::no));
+        CHECK(answer.why.code == Errc::disconnected);
+    }
+}
+
+TEST_CASE("a lease that can't be adopted, for what the server says is nonsense, is not told to be late", "[session]") {
+    const FakeServer fake{[](Peer& peer, int) {
+        peer.read();
+        peer.send("nonsense\r\n");
+    }};
+    Redis redis{fake.unix_uri() + "?db=1", {.client_name = ""}};
+    const Options options{.renew = false, .answer_timeout = 500ms};
+    for (int i = 0; i < 5; ++i) { // not each time is the last question cut short
+
+        const auto adopt = [&] { return RedisLock{redis, "k", options, std::adopt_lock, token}; };
+        CHECK(test::failure(adopt).code == Errc::protocol_error);
+    }
+}
+
 TEST_CASE("a turn that comes as the wait for it ends, and that too few replicas have, is given back", "[session]") {
-    const FakeServer fake{says({":9000\r\n", "", "*-1\r\n+OK\r\n:0\r\n:9000\r\n", ":1\r\n", "+OK\r\n"})};
+    const FakeServer fake{[](Peer& peer, int nth) {
+        peer.read();
+        peer.send(":9000\r\n");
+        for (std::string asked = "?", all; !asked.empty() && all.find("PTTL") == all.npos; all += asked)
+            asked = peer.read();
+        peer.send("*-1\r\n+OK\r\n:0\r\n:9000\r\n");
+        says({":1\r\n", "+OK\r\n"})(peer, nth);
+    }};
     Redis redis{fake.unix_uri(), {.client_name = ""}};
     Request acquire = request(Verb::acquire);
     acquire.patience = 50ms;

@@ -23,6 +23,7 @@ namespace redislock {
 ///   release of ours hands the key on, or soon after the key has gone otherwise. `queued` says whether it did.
 /// - Where it says `static constexpr bool numbers_grants = true`, a fenced acquire that is granted has a fence that is greater than
 ///   those of all earlier grants of the key, and a question that wants replicas is not *yes* before they have it.
+/// - Where it has a `check_ttl(ttl)`, that throws for a lease that is too long for it.
 /// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
 /// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
 ///   wherever there still is one, and can't overtake it.
@@ -47,10 +48,9 @@ template <class B>
 concept FencingBackend = Backend<B> && B::numbers_grants;
 
 namespace detail {
-/// A place may refuse leases that are too long for it, by `check(ttl)`, which throws.
 template <class Place>
-void check_ttl(const Place& place, Millis ttl) {
-    if constexpr (requires { place.check(ttl); }) place.check(ttl);
+void check_ttl(Place& place, Millis ttl) {
+    if constexpr (requires { place.check_ttl(ttl); }) place.check_ttl(ttl);
 }
 } // namespace detail
 

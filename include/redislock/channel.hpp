@@ -288,8 +288,10 @@ private:
     template <class Answered>
     void settle(const Reply& reply, Answered& answered) {
         for (auto& [errand, answer] : std::exchange(durable_, {})) {
-            if (Failure objection = shortage(errand.request(), reply))
+            if (Failure objection = shortage(errand.request(), reply)) {
                 answer = {Verdict::unknown, std::move(objection)};
+                if (ends_connection(answer)) connection_.refuse(answer.why);
+            }
             answered(errand, answer);
         }
     }

@@ -143,11 +143,15 @@ private:
         return request;
     }
 
-    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`.
+    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What was cut short
+    /// tells less than the trouble before it.
     template <class Judge>
     auto insist(const Request& request, Judge judge) {
+        Failure trouble;
         for (Pace pace{backend, options.longest_pause};;) {
-            const Answer answer = backend.ask(request);
+            Answer answer = backend.ask(request);
+            if (trouble && answer.why.code == Errc::timed_out) answer.why = trouble;
+            trouble = answer.why;
             const auto judged = judge(answer);
             if (!answer.is_trouble() || backend.now() >= request.deadline.at) return judged;
             pace.rest(request.deadline);

@@ -110,8 +110,8 @@ public:
     static constexpr bool numbers_grants = true;
 
     /// Throws Errc::bad_option for a ttl that one of its servers refuses.
-    void check(Millis ttl) const {
-        for (const Node* node : nodes_) detail::check_ttl(*node, ttl);
+    void check_ttl(Millis ttl) const {
+        for (Node* node : nodes_) detail::check_ttl(*node, ttl);
     }
 
     TimePoint now() const noexcept { return nodes_.front()->now(); }

@@ -50,7 +50,8 @@ private:
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
-/// Nothing is connected until a lock asks. In a forked child it makes connections of its own.
+/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and leaves its parent's descriptors as
+/// they are.
 class Redis {
 public:
     /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
@@ -84,7 +85,7 @@ public:
     };
 
     /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see RedisOptions::restart_delay.
-    void check(Millis ttl) const {
+    void check_ttl(Millis ttl) const {
         if (options_.restart_delay > Millis::zero() && ttl > options_.restart_delay)
             detail::refuse("ttl", detail::in_ms(ttl),
                            "up to the restart_delay of " + name() + ", " + detail::in_ms(options_.restart_delay));

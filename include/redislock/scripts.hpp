@@ -162,7 +162,7 @@ inline Answer meaning_of(const Request& request, const Reply& reply) {
     } else if (reply.type == REDIS_REPLY_STATUS) {
         if (reply.text == "OK") return {Verdict::yes};
         if (!is_plain(request)) return busy(Errc::wrong_type, "the key holds a " + reply.text);
-    } else if (reply.type == REDIS_REPLY_INTEGER) {
+    } else if (reply.type == REDIS_REPLY_INTEGER && !is_plain(request)) { // to a SET it would be another question's
         if (number > 0 && request.fenced) return {.verdict = Verdict::yes, .fence = static_cast<std::uint64_t>(number)};
         if (number <= 0) return busy_for(-1 - number);
     }
@@ -191,13 +191,12 @@ class PreparedCommand {
 public:
     std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
         const bool is_same = format_ == format && key_ == request.key && ttl_ == request.ttl &&
-                             fenced_ == request.fenced && fence_ == request.fence && step_ == request.fence_step;
+                             fence_ == request.fence && step_ == request.fence_step;
         if (!is_same) {
             bytes_ = format(request);
             format_ = format;
             key_ = request.key;
             ttl_ = request.ttl;
-            fenced_ = request.fenced;
             fence_ = request.fence;
             step_ = request.fence_step;
             token_at_ = bytes_.rfind(request.token.hex());
@@ -211,7 +210,6 @@ private:
     std::string bytes_;
     std::string key_;
     Millis ttl_{};
-    bool fenced_ = false;
     std::uint64_t fence_ = 0;
     std::chrono::microseconds step_{};
     std::size_t token_at_ = 0;

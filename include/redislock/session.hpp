@@ -223,6 +223,7 @@ private:
         const Reply* reply = connection_.read(request.deadline, last_words);
         if (reply == nullptr) return answer.verdict == Verdict::yes ? unanswered() : answer;
         Failure objection = shortage(request, *reply);
+        if (objection.code == Errc::protocol_error) return not_understood();
         if (answer.verdict != Verdict::yes || !objection) return answer;
         if (request.verb == Verb::acquire) {
             skip_nudge();

@@ -189,7 +189,7 @@ enum class Outcome {
     expired,   ///< too late: the lease had ended
     stolen,    ///< too late: the key holds another's token
     unknown,   ///< nobody said, or the server refused; a key that is left behind goes when its ttl has run out
-    not_held,  ///< there was no lease; what an attempt may have left behind is undone
+    not_held,  ///< there was no lease; an unlock() undoes what an attempt may have left behind
 };
 
 using Unlocked = Outcome;

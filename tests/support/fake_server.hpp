@@ -45,7 +45,8 @@ public:
         while (!read().empty()) {
         }
     }
-    void reset() { // the next close sends RST
+    void stop_reading() { ::shutdown(fd_, SHUT_RD); } // nothing more can be sent to us
+    void reset() {                                    // the next close sends RST
         const linger now{1, 0};
         ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &now, sizeof now);
     }
