@@ -93,7 +93,7 @@ public:
         return good() || fail(Errc::disconnected, "not connected");
     }
 
-    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command among them, if others.
+    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command; but perhaps those before it.
     /// Tries once even if the deadline has passed.
     bool write(std::string_view bytes, const Deadline& deadline) {
         while (write_some(bytes)) {

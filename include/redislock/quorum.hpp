@@ -69,18 +69,18 @@ private:
 
 /// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI. Its Link asks it, as a Channel does; its
 /// Engine has the clock and the threads, as System has.
+// clang-format off
 template <class Node>
-concept Voter = requires(Node& node, Deadline until, Holder& holder) {
+concept Voter = requires(Node& node, std::string_view key, Deadline until, Holder& holder) {
     typename Node::Engine;
     typename Node::template Link<detail::Vote<detail::Question>>;
     { node.name() } -> std::convertible_to<std::string>;
-    { node.now() }
-    noexcept->std::same_as<TimePoint>;
+    { node.now() } noexcept -> std::same_as<TimePoint>;
     { node.fresh() } -> std::same_as<Token>;
-    { node.pause(until) }
-    noexcept;
-    { node.inspect(std::string_view{}, until, holder) } -> std::same_as<Answer>;
+    { node.pause(until) } noexcept;
+    { node.inspect(key, until, holder) } -> std::same_as<Answer>;
 };
+// clang-format on
 
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
 /// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
