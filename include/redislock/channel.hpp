@@ -217,8 +217,8 @@ private:
         return true;
     }
 
-    /// What has waited for the connection goes out; but for acquires that are refused, or whose askers have left and will not
-    /// release what is only granted now.
+    /// What has waited for the connection goes out. Not so the acquires that are refused, or whose time is up: nobody would release
+    /// what is only granted now.
     template <class Answered>
     void begin(Answered& answered) {
         const TimePoint time = detail::now();

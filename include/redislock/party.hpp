@@ -64,9 +64,10 @@ public:
         for (Node* node : electorate.nodes) links_.emplace_back(*node);
     }
 
-    /// Puts the question to all who are not at rest, and counts their answers until the others can't change the result, or it is
-    /// `end`. It is up as well when one at rest may be asked again: it may be needed in place of one that is silent. A release
-    /// is not left to wait for a connection before, and where its answer isn't wanted only those are told who need it.
+    /// Puts the question to all servers that are not at rest, and counts their answers until those still to come can't change the
+    /// result, or it is `end`, or a server at rest may be asked again, for it may be needed in place of a silent one.
+    /// A release whose answer isn't wanted goes to those alone that may have the key; and as long as one of them is still being
+    /// connected to, the vote goes on.
     std::shared_ptr<Ballot> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
         auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links_.size()), request);
@@ -133,8 +134,8 @@ private:
     using Vote = detail::Vote<Question>;
     using Link = typename Node::template Link<Vote>;
 
-    /// Whether no release waits for a connection, for who knows when somebody comes again to send it: to none of those who need it,
-    /// but for those whose silence is known. Where the acquire has not been sent either there is nothing to release.
+    /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a server to which
+    /// the acquire has not been sent either, and servers that are known to be silent are not waited for.
     bool is_sent(const Request& release, TimePoint now) const noexcept {
         for (std::size_t n = 0; n < links_.size(); ++n) {
             const bool needs_it = (release.nodes >> n & 1) != 0 && !links_[n].owes_an_acquire(release.token);
