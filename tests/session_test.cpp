@@ -150,6 +150,39 @@ TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);
 }
 
+TEST_CASE("an acquire whose time is up as the connection comes about is not sent, but the release beside it is",
+          "[session]") {
+    std::promise<void> greeted;
+    std::promise<std::string> asked;
+    const FakeServer fake{[&](Peer& peer, int) {
+        peer.read();
+        peer.send("+OK\r\n");
+        greeted.set_value();
+        asked.set_value(peer.read());
+        peer.send(":1\r\n");
+        peer.wait_for_the_end();
+    }};
+    Address address = Address::parse(fake.unix_uri());
+    address.db = 1;
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    detail::Channel<Errand> channel{server};
+    std::vector<std::pair<Verb, Verdict>> answers;
+    const auto advance = [&] {
+        channel.advance(now(), [&](const Errand& errand, const Answer& answer) {
+            answers.emplace_back(errand.verb, answer.verdict);
+        });
+    };
+    const Errand hasty{Verb::acquire, later(now(), 500ms)};
+    channel.send(hasty);
+    channel.send({Verb::release});
+    advance();
+    greeted.get_future().wait();
+    detail::wait(-1, 0, hasty.deadline);
+    while (answers.size() < 2) advance();
+    CHECK(answers == std::vector{std::pair{Verb::acquire, Verdict::no}, std::pair{Verb::release, Verdict::yes}});
+    CHECK(asked.get_future().get().find("\r\nSET\r\n") == std::string::npos);
+}
+
 TEST_CASE("an acquire that a channel gives up is undone behind itself", "[session]") {
     std::string heard;
     {
