@@ -32,7 +32,7 @@ TEST_CASE("what is no URI of a server is refused with the reason", "[address]") 
         std::string uri, reason;
     };
     const Row rows[] = {
-        {"", "no scheme"},
+        {"", "it is empty"},
         {"localhost:6379", "no scheme"},
         {"http://h", "not redis:// or unix://"},
         {"rediss://h", "TLS"},

@@ -36,6 +36,7 @@ public:
 
     Address parse() {
         const auto scheme_end = rest_.find("://");
+        if (rest_.empty()) refuse("it is empty");
         if (scheme_end == rest_.npos) refuse("it has no scheme; expected redis:// or unix://");
         std::string scheme{rest_.substr(0, scheme_end)};
         for (char& c : scheme) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;

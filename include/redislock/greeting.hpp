@@ -87,7 +87,7 @@ struct Server {
 /// Why nothing is to be acquired before `votes_from`: see Greeting::probation.
 inline Failure restarted(TimePoint votes_from, TimePoint now) {
     const auto left = std::max(std::chrono::ceil<Millis>(votes_from - now), Millis::zero());
-    return {Errc::restarted, "of restart_delay " + in_ms(left) + " are left"};
+    return {Errc::restarted, "by its restart_delay it grants nothing for another " + in_ms(left)};
 }
 
 } // namespace redislock::detail
