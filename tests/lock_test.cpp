@@ -463,6 +463,17 @@ TEST_CASE("an adoption that nobody answers deletes nothing of the giver's", "[lo
     CHECK(memory.get("k") == std::string{token.hex()});
 }
 
+TEST_CASE("an adoption that fails tells the trouble, and not that its last question was cut short", "[lock]") {
+    Memory memory;
+    memory.inject(Fault::reset_before);
+    memory.inject(Fault::request_lost);
+    failure(
+        [&] {
+            return RedisLock{memory, "k", options, std::adopt_lock, Token::from_bits(1, 1)};
+        },
+        Errc::disconnected);
+}
+
 TEST_CASE("an adoption that is cut short by an exception deletes nothing of the giver's", "[lock]") {
     Scripted backend;
     RedisLock giver{backend, "k", options};

@@ -275,20 +275,6 @@ TEST_CASE("what could not all be sent is unknown where the rest was but a questi
     }
 }
 
-TEST_CASE("a lease that can't be adopted, for what the server says is nonsense, is not told to be late", "[session]") {
-    const FakeServer fake{[](Peer& peer, int) {
-        peer.read();
-        peer.send("nonsense\r\n");
-    }};
-    Redis redis{fake.unix_uri() + "?db=1", {.client_name = ""}};
-    const Options options{.renew = false, .answer_timeout = 500ms};
-    for (int i = 0; i < 5; ++i) { // not each time is the last question cut short
-
-        const auto adopt = [&] { return RedisLock{redis, "k", options, std::adopt_lock, token}; };
-        CHECK(test::failure(adopt).code == Errc::protocol_error);
-    }
-}
-
 TEST_CASE("a turn that comes as the wait for it ends, and that too few replicas have, is given back", "[session]") {
     const FakeServer fake{[](Peer& peer, int nth) {
         peer.read();

@@ -1,5 +1,6 @@
 /// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of them
 /// under way. It knows nothing of why they are asked.
+/// tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "greeting.hpp"

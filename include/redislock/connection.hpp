@@ -1,5 +1,6 @@
 /// The thin wrapper of hiredis: one connection whose socket and deadlines are ours and whose protocol is hiredis's.
 /// It knows bytes and replies; what they mean to a lock is none of its business.
+/// tests/connection_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "replies.hpp"

@@ -1,4 +1,5 @@
 /// What a connection says before anything else: who we are and where we want to go. What is in here neither sends it nor waits.
+/// tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "address.hpp"

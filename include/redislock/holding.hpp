@@ -1,5 +1,6 @@
 /// A lease in the hands of its holder, as the guard and whoever renews it share it: when to renew it, when it is lost, and whom
 /// to tell. It asks nobody and waits for nothing: time and answers come in as arguments.
+/// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "lease.hpp"

@@ -1,4 +1,5 @@
 /// For operators and their tools: who has a key, and to take it from a holder who can't give it back. It holds nothing itself.
+/// tests/conformance.hpp goes red if it is wrong.
 #pragma once
 
 #include "backend.hpp"

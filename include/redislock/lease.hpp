@@ -1,5 +1,6 @@
 /// The one judgement over time: from what was asked, what was answered and what time it is, whether we hold a lease.
 /// It does no I/O, reads no clock, and starts no thread: time comes in as an argument.
+/// tests/lease_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "types.hpp"

@@ -1,5 +1,6 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
 /// How a lease is kept is the backend's affair, how it is asked for the Claim's, and whether it still is one the Lease judges.
+/// tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "claim.hpp"
@@ -130,7 +131,7 @@ public:
         }
     }
 
-    /// Is requested when the lease is lost: when it was refused to be extended, or was renewed for `max_hold`, and at the latest a 64th of the
+    /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at the latest a 64th of the
     /// ttl (4 ms at most) before its end, so that it is heard before the server may give the lease to anyone else. Already, if the
     /// lock isn't held. Not by unlock(). Each lease has a token of its own: ask again after locking again.
     ///

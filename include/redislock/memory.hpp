@@ -1,6 +1,7 @@
 /// A map as a backend, with simulated time, latency and faults: for our tests and for those of the library's users.
 /// It keeps every sentence of backend.hpp, but that tokens repeat from one memory to the next. What a server would do the Keyspace does;
 /// this is its clock, its faults and the way to it.
+/// tests/memory_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "backend.hpp"

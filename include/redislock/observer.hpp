@@ -1,5 +1,6 @@
 /// What becomes of locks, told to whoever counts or logs it: a table of functions, and what each of them is told. It knows
 /// neither locks nor backends.
+/// tests/observer_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "types.hpp"

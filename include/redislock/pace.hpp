@@ -1,5 +1,6 @@
 /// How long to pause before asking again: of those who poll, and of those whose server is in trouble. It knows a backend's
 /// clock and nothing of what is asked.
+/// tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "backend.hpp"

@@ -1,4 +1,5 @@
 /// What a process has of its own, and a forked child can't share with its parent. It knows nothing of what that is.
+/// tests/process_test.cpp goes red if it is wrong; of its races the run with the thread sanitizer.
 #pragma once
 
 #include "runtime.hpp"

@@ -13,6 +13,7 @@
 /// from there, and the highest counts. This needs servers that remember. One that has lost its counter begins anew at its clock;
 /// that is above all earlier numbers, unless the server that gave the highest one has a clock that is further ahead than that
 /// grant is ago. So clocks alone, or memories alone, are enough.
+/// tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
 #pragma once
 
 #include "party.hpp"

@@ -1,5 +1,6 @@
 /// The thread that keeps leases alive and tells their loss in time, whatever becomes of the server. It knows when to come back to
 /// which lease; what is to be done with it the lease's Holding says, and a Port carries it out without ever waiting.
+/// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "backend.hpp"

@@ -1,4 +1,5 @@
 /// Replies: how hiredis hands them over, and what a server's errors mean. What is in here neither sends nor waits.
+/// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "errors.hpp"

@@ -1,5 +1,6 @@
 /// What the library needs of the operating system: the clock, the one way to wait, random bits, and whether we are still
 /// the process that we were. It knows no lock and no protocol.
+/// tests/process_test.cpp and tests/connection_test.cpp go red if it is wrong.
 #pragma once
 
 #include "types.hpp"

@@ -1,5 +1,6 @@
 /// The scripts that the server runs for a lock, the keys that they keep beside it, the commands that carry them, and what they
 /// return. What is in here knows bytes alone: it neither sends nor receives them.
+/// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "connection.hpp"

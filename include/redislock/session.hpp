@@ -1,5 +1,6 @@
 /// One connection that speaks of locks: how each question is put, how a turn is waited for, and what the server's replies
 /// mean. It knows nothing of leases, of the pool, or of trying again.
+/// tests/session_test.cpp and tests/waiting_test.cpp go red if it is wrong.
 #pragma once
 
 #include "greeting.hpp"

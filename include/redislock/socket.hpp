@@ -1,4 +1,5 @@
 /// The socket that a connection owns, and the addresses that it may be connected to. It knows nothing of what is sent.
+/// tests/connection_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "address.hpp"
