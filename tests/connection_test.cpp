@@ -393,27 +393,20 @@ TEST_CASE("no schedule of bytes is attributed to the wrong command, or breaks th
 }
 
 TEST_CASE("a channel that was hung up on opens again with the time that its next question has", "[redis][connection]") {
-    struct Errand {
-        std::string key;
-        Token token;
-        TimePoint deadline;
-        Request request() const noexcept { return {Verb::acquire, key, token, 1s, deadline}; }
-    };
     test::RedisServer instance;
     const auto address = Address::parse(instance.unix_uri());
     const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
-    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
+    std::array<detail::Channel, 1> channels{detail::Channel{server}};
     const auto ask = [&](const std::string& key, Millis within) {
-        Answer answer{Verdict::unknown};
-        bool answered = false;
         const TimePoint asked = detail::now();
-        channels[0].send({key, Token::from_bits(1, 1), later(asked, within)});
+        detail::AwaitedQuestion question{{Verb::acquire, key, Token::from_bits(1, 1), 1s, later(asked, within)}};
+        channels[0].send(question.shared());
         CHECK(channels[0].due() > asked);
-        while (!answered) {
-            channels[0].advance(detail::now(), [&](const Errand&, const Answer& a) { answer = a, answered = true; });
-            if (!answered) detail::Channel<Errand>::wait(later(asked, within), channels);
+        while (!question.answer) {
+            channels[0].advance(detail::now());
+            if (!question.answer) detail::Channel::wait(later(asked, within), channels);
         }
-        return answer;
+        return *question.answer;
     };
     CHECK(ask("first", 200ms).verdict == Verdict::yes);
     instance.command({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});

@@ -32,28 +32,22 @@ FakeServer::Script says(std::vector<std::string> replies) {
 
 Request request(Verb verb, TimePoint deadline = later(now(), generous)) { return {verb, "k", token, 10s, deadline}; }
 
-struct Errand {
-    Verb verb;
-    TimePoint deadline = later(now(), generous);
-    Request request() const noexcept { return ::request(verb, deadline); }
-};
-
-/// What a channel makes of them; without a greeting, or with one that selects a database.
-Answer answered(const FakeServer& fake, const Errand& errand, unsigned db = 0, const char* tried_first = nullptr) {
+/// What a channel makes of it; without a handshake, or with one that selects a database.
+Answer answered(const FakeServer& fake, Verb verb, unsigned db = 0, const char* tried_first = nullptr,
+                TimePoint deadline = later(now(), generous)) {
     Address address = Address::parse(fake.unix_uri());
     address.db = db;
     detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
     if (tried_first != nullptr)
         server.endpoints.insert(server.endpoints.begin(), detail::resolve(Address::parse(tried_first)).front());
-    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
-    Answer answer{Verdict::unknown};
-    bool done = false;
-    for (channels[0].send(errand); !done;) {
-        channels[0].advance(now(), [&](const Errand&, const Answer& one) { answer = one, done = true; });
-        if (!done) detail::Channel<Errand>::wait(errand.deadline, channels);
+    std::array<detail::Channel, 1> channels{detail::Channel{server}};
+    detail::AwaitedQuestion question{request(verb, deadline)};
+    for (channels[0].send(question.shared()); !question.answer;) {
+        channels[0].advance(now());
+        if (!question.answer) detail::Channel::wait(deadline, channels);
     }
-    CHECK((answer.why.code != Errc::protocol_error || channels[0].is_closed()));
-    return answer;
+    CHECK((question.answer->why.code != Errc::protocol_error || channels[0].is_closed()));
+    return *question.answer;
 }
 
 } // namespace
@@ -61,19 +55,19 @@ Answer answered(const FakeServer& fake, const Errand& errand, unsigned db = 0, c
 TEST_CASE("a channel that is not understood is closed, and what it was asked is unknown", "[session]") {
     for (const std::string reply : {":1\r\n", ":-1\r\n", "+QUEUED\r\n", "$2\r\nOK\r\n", "*0\r\n"}) {
         const FakeServer fake{says({reply})};
-        const Answer answer = answered(fake, {Verb::acquire});
+        const Answer answer = answered(fake, Verb::acquire);
         CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::protocol_error));
     }
 }
 
 TEST_CASE("a channel takes no more than a reply may have", "[session]") {
     const FakeServer fake{says({"$1000000000\r\n" + std::string(2 * detail::Connection::longest_reply, 'x')})};
-    CHECK(answered(fake, {Verb::release}).why.code == Errc::protocol_error);
+    CHECK(answered(fake, Verb::release).why.code == Errc::protocol_error);
 }
 
 TEST_CASE("a channel that is refused its database asks nothing", "[session]") {
     const FakeServer fake{says({"-ERR DB index is out of range\r\n"})};
-    const Answer answer = answered(fake, {Verb::acquire}, 99);
+    const Answer answer = answered(fake, Verb::acquire, 99);
     CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_such_db));
 }
 
@@ -125,12 +119,12 @@ TEST_CASE("a server's time without a vote counts from its answer, though we were
     const FakeServer fake{says({"$23\r\n# S\nuptime_in_seconds:0\r\n", "+OK\r\n"})};
     const Address address = Address::parse(fake.unix_uri());
     const detail::Server server{detail::resolve(address), detail::Greeting{address, "", 6s}};
-    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
-    Answer answer{Verdict::unknown};
-    const Errand errand{Verb::acquire};
-    for (channels[0].send(errand); channels[0].owed() > 0; detail::Channel<Errand>::wait(errand.deadline, channels))
-        channels[0].advance(now() - 10s, [&](const Errand&, const Answer& one) { answer = one; });
-    CHECK(answer.why.code == Errc::restarted);
+    std::array<detail::Channel, 1> channels{detail::Channel{server}};
+    detail::AwaitedQuestion question{request(Verb::acquire)};
+    for (channels[0].send(question.shared()); !question.answer;
+         detail::Channel::wait(question.request.deadline, channels))
+        channels[0].advance(now() - 10s);
+    CHECK(question.answer->why.code == Errc::restarted);
 }
 
 TEST_CASE("a server that first greets with nonsense is asked again, as after any other trouble", "[session]") {
@@ -147,7 +141,7 @@ TEST_CASE("a server that first greets with nonsense is asked again, as after any
 
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
     const FakeServer fake{says({"+OK\r\n"})};
-    CHECK(answered(fake, {Verb::acquire}, 0, "unix:///no/such.sock").verdict == Verdict::yes);
+    CHECK(answered(fake, Verb::acquire, 0, "unix:///no/such.sock").verdict == Verdict::yes);
 }
 
 TEST_CASE("an acquire whose time is up as the connection comes about is not sent, but the release beside it is",
@@ -165,21 +159,16 @@ TEST_CASE("an acquire whose time is up as the connection comes about is not sent
     Address address = Address::parse(fake.unix_uri());
     address.db = 1;
     const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
-    detail::Channel<Errand> channel{server};
-    std::vector<std::pair<Verb, Verdict>> answers;
-    const auto advance = [&] {
-        channel.advance(now(), [&](const Errand& errand, const Answer& answer) {
-            answers.emplace_back(errand.verb, answer.verdict);
-        });
-    };
-    const Errand hasty{Verb::acquire, later(now(), 500ms)};
-    channel.send(hasty);
-    channel.send({Verb::release});
-    advance();
+    detail::Channel channel{server};
+    detail::AwaitedQuestion hasty{request(Verb::acquire, later(now(), 500ms))}, release{request(Verb::release)};
+    channel.send(hasty.shared());
+    channel.send(release.shared());
+    channel.advance(now());
     greeted.get_future().wait();
-    detail::wait(-1, 0, hasty.deadline);
-    while (answers.size() < 2) advance();
-    CHECK(answers == std::vector{std::pair{Verb::acquire, Verdict::no}, std::pair{Verb::release, Verdict::yes}});
+    detail::wait(-1, 0, hasty.request.deadline);
+    while (!hasty.answer || !release.answer) channel.advance(now());
+    CHECK(hasty.answer->verdict == Verdict::no);
+    CHECK(release.answer->verdict == Verdict::yes);
     CHECK(asked.get_future().get().find("\r\nSET\r\n") == std::string::npos);
 }
 
@@ -189,7 +178,7 @@ TEST_CASE("an acquire that a channel gives up is undone behind itself", "[sessio
         const FakeServer fake{[&](Peer& peer, int) {
             for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read()) heard += bytes;
         }};
-        CHECK(answered(fake, {Verb::acquire, later(now(), 50ms)}).why.code == Errc::timed_out);
+        CHECK(answered(fake, Verb::acquire, 0, nullptr, later(now(), 50ms)).why.code == Errc::timed_out);
     }
     CHECK(heard.find(detail::release_script) != heard.npos);
 }
@@ -204,10 +193,12 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
     }};
     const Address address = Address::parse(fake.unix_uri());
     const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
-    std::array<detail::Channel<Errand>, 1> channels{detail::Channel<Errand>{server}};
-    const Errand errand{Verb::release, later(now(), 50ms)};
-    for (channels[0].send(errand); channels[0].owed() > 0; detail::Channel<Errand>::wait(errand.deadline, channels))
-        channels[0].advance(now(), [](const Errand&, const Answer& one) { CHECK(one.why.code == Errc::timed_out); });
+    std::array<detail::Channel, 1> channels{detail::Channel{server}};
+    detail::AwaitedQuestion question{request(Verb::release, later(now(), 50ms))};
+    for (channels[0].send(question.shared()); !question.answer;
+         detail::Channel::wait(question.request.deadline, channels))
+        channels[0].advance(now());
+    CHECK(question.answer->why.code == Errc::timed_out);
     given_up.set_value();
     CHECK(reached.get_future().get());
 }
@@ -258,7 +249,7 @@ TEST_CASE("a count of replicas that is none ends the connection, and what was as
     check(other, quorum);
 }
 
-TEST_CASE("what could not all be sent is unknown where the rest was but a question about replicas", "[session]") {
+TEST_CASE("what could not be sent is a no, also where a question about replicas was to follow", "[session]") {
     const FakeServer fake{[](Peer& peer, int) {
         peer.read();
         peer.stop_reading();
@@ -270,7 +261,7 @@ TEST_CASE("what could not all be sent is unknown where the rest was but a questi
         Request acquire = request(Verb::acquire);
         acquire.replicas = replicas;
         const Answer answer = redis.ask(acquire);
-        CHECK(answer.verdict == (replicas > 0 ? Verdict::unknown : Verdict::no));
+        CHECK(answer.verdict == Verdict::no);
         CHECK(answer.why.code == Errc::disconnected);
     }
 }

@@ -16,35 +16,10 @@ inline Failure no_majority(std::size_t failed, std::size_t nodes, const Failure&
     return {trouble.code, trouble.detail.empty() ? count : count + "; " + trouble.detail};
 }
 
-/// A question that outlives the call in which it was asked, for answers to it may come later.
-class Question {
+/// The votes on one question, of as many nodes as there are, and what they amount to.
+class Ballot : public Question {
 public:
-    explicit Question(const Request& request) : key_{request.key}, token_{request.token}, request_{owned(request)} {}
-    Question(const Question&) = delete;
-    Question& operator=(const Question&) = delete;
-
-    const Request& request() const noexcept { return request_; }
-
-private:
-    Request owned(const Request& r) const noexcept {
-        return {r.verb,         key_,    token_,     r.ttl,    r.deadline,   r.patience, r.recheck,
-                r.wants_answer, r.nodes, r.replicas, r.fenced, r.fence_step, r.fence};
-    }
-
-    const std::string key_;
-    const Token token_;
-    const Request request_;
-};
-
-/// The votes on one question, of as many nodes as there are, and what they amount to. Asked: it has a `request()`.
-template <class Asked>
-class Ballot {
-public:
-    template <class... Arguments>
-    explicit Ballot(unsigned nodes, Arguments&&... question)
-        : asked{std::forward<Arguments>(question)...}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
-
-    const Asked asked;
+    Ballot(unsigned nodes, Request what) : Question{std::move(what)}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
 
     void count(std::size_t node, const Answer& answer) {
         ++counted_;
@@ -73,7 +48,7 @@ public:
         const unsigned open = nodes_ - counted_;
         if (is_won() || given_up_ || open == 0) return true;
         const unsigned gone = expired_ + stolen_;
-        if (asked.request().verb == Verb::acquire) // lost, and known for what reason
+        if (request.verb == Verb::acquire) // lost, and known for what reason
             return yes_ + open < majority_ && (yes_ + busy_ >= majority_ || yes_ + busy_ + open < majority_);
         return cannot_win(gone) || (yes_ + open < majority_ && !cannot_win(gone + open));
     }
@@ -81,7 +56,7 @@ public:
     /// What they amount to, once that is decided.
     Answer result() const {
         if (is_won()) return {.verdict = Verdict::yes, .fence = fence_};
-        if (asked.request().verb == Verb::acquire) {
+        if (request.verb == Verb::acquire) {
             if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
         } else if (cannot_win(expired_ + stolen_)) {
             return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
@@ -97,16 +72,13 @@ public:
 
     /// Before a vote is taken back that may have been given, or may be yet: the ballot can't be won any more. False: it has been
     /// won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the lease.
-    bool give_up() noexcept {
+    bool gives_up() noexcept override {
         if (!is_won()) given_up_ = true;
         return given_up_;
     }
 
     /// Who did what was asked for, or may do so yet.
     Nodes may_have() const noexcept { return may_have_; }
-
-    /// Set by whoever has taken the result: the votes that come later make no difference.
-    bool closed = false;
 
 private:
     bool is_won() const noexcept { return yes_ >= majority_ && !given_up_; }
@@ -121,17 +93,6 @@ private:
     std::uint64_t fence_ = 0;
     std::optional<Millis> left_{};
     Failure why_busy_{}, trouble_{};
-};
-
-/// One node's part in a ballot.
-template <class Asked>
-struct Vote {
-    std::shared_ptr<Ballot<Asked>> ballot;
-    std::size_t node;
-    const Request& request() const noexcept { return ballot->asked.request(); }
-
-    /// Whether an acquire that is not answered in time may be undone: see Ballot.
-    bool gives_up() const noexcept { return ballot->give_up(); }
 };
 
 } // namespace redislock::detail

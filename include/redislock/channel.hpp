@@ -1,149 +1,124 @@
-/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of them
-/// under way. It knows nothing of why they are asked.
-/// tests/session_test.cpp goes red if it is wrong.
+/// One connection to a server, and the exchanges that are under way on it. It connects, introduces itself, sends, receives and fails;
+/// it never waits. What is asked and what replies mean the exchanges know.
+/// tests/session_test.cpp and tests/wire_test.cpp go red if it is wrong.
 #pragma once
 
 #include "greeting.hpp"
-#include "scripts.hpp"
+#include "line.hpp"
 
 #include <array>
 #include <deque>
 
 namespace redislock::detail {
 
-/// What a question becomes on the wire: a script by its name, or `in_full`.
-inline std::string command_of(const Request& request, bool in_full) {
-    switch (request.verb) {
-    case Verb::acquire:
-        if (is_plain(request)) return set_command(request);
-        return in_full ? acquire_by_body(request) : acquire_by_sha(request);
-    case Verb::extend: return in_full ? extend_by_body(request) : extend_by_sha(request);
-    default: return in_full ? release_by_body(request) : release_by_sha(request);
-    }
-}
-
-/// Opens itself when there is something to send, and anew after a failure, with the next address. Not thread-safe.
-/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered.
-template <class Errand>
+/// Opens itself when there is something to send, and again after a failure, with the server's next address. Not thread-safe.
+///
+/// | phase      | event                                  | next       |
+/// |------------|----------------------------------------|------------|
+/// | closed     | there is something to send             | connecting |
+/// | connecting | connected                              | greeting   |
+/// | connecting, greeting | failed, or its time is up; there is another address | connecting |
+/// | greeting   | all replies of the handshake have come | ready      |
+/// | any        | failed; an answer is overdue           | closed     |
 class Channel {
 public:
     explicit Channel(const Server& server) : server_{server} {}
+    Channel(const Channel&) = delete;
+    Channel& operator=(const Channel&) = delete;
 
-    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited for,
-    /// whatever becomes of it.
+    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited for.
     template <class Channels>
-    static void wait(const Deadline& deadline, const Channels& channels) {
-        std::array<pollfd, 64> entries{{{deadline.stop, POLLIN, 0}}};
-        std::size_t count = 1;
-        TimePoint until = deadline.at;
-        for (const Channel& channel : channels) {
-            if (channel.owed() == 0) continue;
-            until = std::min(until, channel.due());
-            if (count < entries.size())
-                entries[count++] = channel.entry();
-            else
-                until = std::min(until, now() + Millis{1});
-        }
-        detail::wait(std::span{entries}.first(count), until);
-    }
+    static void wait(const Deadline& deadline, const Channels& channels);
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
-        if (pausing_ || !refused_.empty()) return TimePoint{};
+        if (is_pausing_ || (phase_ == Phase::ready && !unsent_.empty())) return TimePoint{};
         return is_opening() ? std::min(due_, open_by_) : due_;
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
-    /// How many answers are still to come; and whether one to a question with this token, or to any acquire.
-    std::size_t owed() const noexcept { return under_way_.size() + durable_.size() + refused_.size(); }
+    /// How many answers are still to come; and whether one to an acquire, with this token or with any.
+    std::size_t owed() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
-        return acquires_ > 0 && owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
+        bool owes = false;
+        if (acquires_ > 0)
+            visit([&](const Exchange& one) { owes |= one.may_grant() && one.request().token == token; });
+        return owes;
     }
 
-    /// Goes out with the next advance().
-    void send(Errand errand) {
+    /// Whether all that was sent has left this process.
+    bool is_flushed() const noexcept { return phase_ == Phase::ready && unsent_.empty() && out_.empty(); }
+
+    /// Whether the server lets us wait in line for this key, as far as is known.
+    bool lets_wait(std::string_view key) const noexcept { return peer_.no_line_for != key; }
+
+    /// It goes out with the next advance(). Its question is answered once: with a *no* if it was never sent, with an *unknown* if its answer
+    /// will not come.
+    void send(std::unique_ptr<Exchange> exchange) {
         // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
-        const Request& request = errand.request();
-        if (phase_ == Phase::ready && owed() == 0 && readable(connection_.fd())) hang_up();
-        if (phase_ == Phase::ready && request.verb == Verb::acquire && now() < votes_from_)
-            return refused_.push_back(std::move(errand));
-        const bool is_script = request.verb != Verb::acquire || !is_plain(request);
-        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
-        // where nobody waits for the answer, there may be nobody to send it again.
-        const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
-        const bool in_full = !knows || !request.wants_answer;
-        const std::size_t before = out_.size();
-        if (in_full || !append_prepared(request)) out_ += command_of(request, in_full);
-        try {
-            under_way_.push_back({std::move(errand)});
-        } catch (...) { // no question without an errand, for its answer would be taken for the next one's
-            out_.resize(before);
-            throw;
-        }
-        acquires_ += request.verb == Verb::acquire;
-        waits_for_ = std::max(waits_for_, request.replicas);
-        due_ = std::min(due_, request.deadline.at);
+        if (phase_ == Phase::ready && owed() == 0 && !connection_.reusable()) hang_up();
+        const bool may_grant = exchange->may_grant();
+        due_ = std::min(due_, exchange->due());
+        unsent_.push_back(std::move(exchange));
+        acquires_ += may_grant;
+    }
+    void send(std::shared_ptr<Question> question, std::size_t node = 0) {
+        send(std::make_unique<CommandExchange>(std::move(question), node));
     }
 
-    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for one that
-    /// was never sent, an *unknown* for one whose answer will not come.
-    template <class Answered>
-    void advance(TimePoint now, Answered&& answered) {
-        for (Errand& errand : std::exchange(refused_, {}))
-            answered(errand, Answer{Verdict::no, restarted(votes_from_, now)});
-        if (phase_ == Phase::closed && !under_way_.empty()) open(now, 0);
+    /// Goes on as far as that needs no waiting.
+    void advance(TimePoint now) {
+        if (phase_ == Phase::closed && !unsent_.empty()) open(now, 0);
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted()) begin(answered);
+        if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
         if (phase_ == Phase::ready) {
-            flush_questions(now);
-            receive(now, answered);
+            begin(now);
+            receive(now);
         }
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
-        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_), answered);
-        if (!pausing_ && due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
+        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
+        if (!is_pausing_ && due_ <= now && is_overdue(now)) fail(why_overdue());
     }
 
-private:
-    enum class Phase { closed, connecting, greeting, ready };
-
-    /// A question under way; or one about the replicas, for all durable ones before it.
-    struct Sent {
-        Errand errand;
-        bool in_full = false, is_wait = false;
-    };
-
+    /// What its connection is to be polled for.
     pollfd entry() const noexcept {
         return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
     }
 
-    void hang_up() noexcept {
-        connection_.close();
-        pausing_ = false;
-        phase_ = Phase::closed;
-        knows_ = {};
-        votes_from_ = {};
-        due_ = TimePoint::max();
+    /// Gives up all that is under way: as when its time is up.
+    void abandon(const Failure& why) {
+        if (owed() > 0) fail(why);
     }
 
-    template <class Which>
-    bool owes(Which which) const noexcept {
-        return std::any_of(under_way_.begin(), under_way_.end(),
-                           [&](const Sent& sent) { return which(sent.errand.request()); });
+    /// A look for the reply before it is waited for: see Glance.
+    template <class Arrived>
+    bool glance(Arrived arrived) {
+        return glance_(arrived);
     }
 
-    const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
+private:
+    enum class Phase { closed, connecting, greeting, ready };
+    using Exchanges = std::deque<std::unique_ptr<Exchange>>;
+
+    /// Its replies are the next ones; without an exchange it is the count of replicas for all in `counted_`.
+    struct Slot {
+        std::unique_ptr<Exchange> exchange;
+        std::uint64_t end; ///< of its bytes, counted from the beginning of the connection
+    };
 
     bool wants_to_write() const noexcept {
         return phase_ == Phase::connecting || (phase_ == Phase::greeting && !hello_.empty()) ||
                (phase_ == Phase::ready && !out_.empty());
     }
+
+    const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
 
     /// The next address, after `tried` others; each has its share of the time.
     void open(TimePoint now, std::size_t tried) {
@@ -157,29 +132,76 @@ private:
         connection_.begin_open(endpoint());
     }
 
-    /// A release of it has been sent behind, so that it must not be sent once more.
-    bool is_undone(const Request& request) const noexcept {
-        return request.verb == Verb::acquire &&
-               owes([&](const Request& r) { return r.token == request.token && r.verb == Verb::release; });
-    }
-
-    static unsigned counts(const Sent& sent) noexcept {
-        return !sent.is_wait && sent.errand.request().verb == Verb::acquire;
-    }
-
-    /// The two that are sent for one key again and again.
-    bool append_prepared(const Request& request) {
-        const bool is_release = request.verb == Verb::release;
-        if (!is_release && (request.verb != Verb::acquire || !is_plain(request))) return false;
-        out_ += is_release ? release_(request, release_by_sha) : acquire_(request, set_command);
+    bool greeted() {
+        for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
+            const Reply* reply = connection_.read_some();
+            if (reply == nullptr) return false;
+            if (Failure objection = server_.greeting.objection(greeted_, *reply)) {
+                connection_.refuse(std::move(objection));
+                return false;
+            }
+            // Counted from now on, and not from when it was said.
+            if (const auto cool_down = server_.greeting.probation(greeted_, *reply); cool_down > Millis::zero())
+                grants_from_ = later(detail::now(), *cool_down);
+        }
+        if (server_.greeting.has_name()) connection_.owe_reply();
         return true;
     }
 
-    bool is_overdue(TimePoint now) noexcept {
-        due_ = TimePoint::max();
-        for (const auto& [errand, answer] : durable_) due_ = std::min(due_, errand.request().deadline.at);
-        for (const Sent& sent : under_way_) due_ = std::min(due_, sent.errand.request().deadline.at);
-        return due_ <= now;
+    /// What has waited for the connection goes out. Not so the acquires that this server must not grant yet, or whose time is up:
+    /// nobody would release what is only granted now.
+    void begin(TimePoint now) {
+        unsigned replicas = 0;
+        for (; !unsent_.empty(); unsent_.pop_front()) {
+            std::unique_ptr<Exchange>& exchange = unsent_.front();
+            const Request& request = exchange->request();
+            if (exchange->may_grant() && (now < grants_from_ || request.deadline.at <= now)) {
+                --acquires_;
+                const Failure late{Errc::timed_out, "connecting"};
+                exchange->tell({Verdict::no, now < grants_from_ ? restarted(grants_from_, now) : late});
+                continue;
+            }
+            if (request.verb == Verb::release && acquires_ > 0) revoke(request.token);
+            const std::size_t before = out_.size();
+            exchange->begin(peer_, prepared_, now, out_);
+            replicas = std::max(replicas, exchange->counts_replicas());
+            push(std::move(exchange), before);
+        }
+        count_replicas(replicas, now);
+        flush();
+    }
+
+    /// What `out_` holds from `before` on is its.
+    void push(std::unique_ptr<Exchange>&& exchange, std::size_t before) {
+        try {
+            under_way_.push_back({std::move(exchange), sent_ + out_.size()});
+        } catch (...) { // no bytes without their exchange, for its replies would be taken for the next one's
+            out_.resize(before);
+            throw;
+        }
+    }
+
+    /// One question about the replicas does for all that go out together.
+    void count_replicas(unsigned replicas, TimePoint now) {
+        if (replicas == 0) return;
+        Request request = under_way_.back().exchange->request();
+        request.replicas = replicas;
+        const std::size_t before = out_.size();
+        out_ += replicas_command(request, now);
+        push(nullptr, before);
+    }
+
+    void revoke(const Token& token) noexcept {
+        for (const Slot& slot : under_way_)
+            if (slot.exchange && slot.exchange->may_grant() && slot.exchange->request().token == token)
+                slot.exchange->revoke();
+    }
+
+    bool flush() {
+        const std::size_t before = out_.size();
+        const bool all = flush(out_);
+        sent_ += before - out_.size();
+        return all;
     }
 
     /// False: not all could be sent, or the connection has failed.
@@ -191,164 +213,169 @@ private:
         return good && bytes.empty();
     }
 
-    /// One question about the replicas does for all that go out together.
-    void flush_questions(TimePoint now) {
-        if (const unsigned replicas = std::exchange(waits_for_, 0)) {
-            Sent wait{under_way_.back().errand, false, true};
-            Request request = wait.errand.request();
-            request.replicas = replicas;
-            const std::string command = replicas_command(request, now);
-            out_.reserve(out_.size() + command.size()); // both, or none
-            under_way_.push_back(std::move(wait));
-            out_ += command;
-        }
-        flush(out_);
-    }
-
-    bool greeted() {
-        for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
-            const Reply* reply = connection_.read_some();
-            if (reply == nullptr) return false;
-            if (Failure objection = server_.greeting.objection(greeted_, *reply)) {
-                connection_.refuse(std::move(objection));
-                return false;
-            }
-            votes_from_ = later(now(), server_.greeting.probation(greeted_, *reply)); // not from before it was said
-        }
-        return true;
-    }
-
-    /// What has waited for the connection goes out. Not so the acquires that are refused, or whose time is up: nobody would release
-    /// what is only granted now.
-    template <class Answered>
-    void begin(Answered& answered) {
-        const TimePoint time = detail::now();
-        const auto is_dropped = [&](const Request& request) {
-            return request.verb == Verb::acquire && (time < votes_from_ || request.deadline.at <= time);
-        };
-        if (owes(is_dropped)) {
-            std::string rest;
-            for (const Sent& sent : under_way_)
-                if (!is_dropped(sent.errand.request())) rest += command_of(sent.errand.request(), true);
-            out_ = std::move(rest);
-            waits_for_ = 0;
-            for (auto sent = under_way_.begin(); sent != under_way_.end();) {
-                sent->in_full = true;
-                if (!is_dropped(sent->errand.request())) {
-                    waits_for_ = std::max(waits_for_, sent->errand.request().replicas);
-                    ++sent;
-                    continue;
-                }
-                const Errand errand = std::move(sent->errand);
-                sent = under_way_.erase(sent);
-                --acquires_;
-                const Failure late{Errc::timed_out, "connecting"};
-                answered(errand, Answer{Verdict::no, time < votes_from_ ? restarted(votes_from_, time) : late});
-            }
-        }
-        phase_ = Phase::ready;
-        if (server_.greeting.has_name()) connection_.owe_reply();
-    }
-
     /// As many answers as others can wait for meanwhile.
-    template <class Answered>
-    void receive(TimePoint now, Answered& answered) {
+    void receive(TimePoint now) {
         constexpr int most = 256;
-        bool again = false;
-        pausing_ = false;
-        for (int received = 0; !under_way_.empty() && !pausing_; pausing_ = ++received == most) {
+        unsigned replicas = 0;
+        is_pausing_ = false;
+        for (int received = 0; !under_way_.empty() && !is_pausing_; is_pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
-            Sent sent = std::move(under_way_.front());
+            Exchange* const exchange = under_way_.front().exchange.get();
+            if (exchange == nullptr) {
+                under_way_.pop_front();
+                for (auto& counted : std::exchange(counted_, {})) {
+                    const Exchange::Next next = counted->counted(*reply, out_);
+                    proceed(std::move(counted), next, replicas);
+                }
+                continue;
+            }
+            const Exchange::Next next = exchange->take(peer_, *reply, now, out_);
+            due_ = std::min(due_, exchange->due());
+            if (next == Exchange::Next::more) continue;
+            if (next == Exchange::Next::leave) return fail(exchange->take_answer().why);
+            std::unique_ptr<Exchange> own = std::move(under_way_.front().exchange);
             under_way_.pop_front();
-            acquires_ -= counts(sent);
-            if (sent.is_wait) {
-                settle(*reply, answered);
-            } else if (is_noscript(*reply) && !is_undone(sent.errand.request()) && !std::exchange(sent.in_full, true)) {
-                const std::string command = command_of(sent.errand.request(), true);
-                out_.reserve(out_.size() + command.size());
-                waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
-                acquires_ += counts(sent);
-                under_way_.push_back(std::move(sent));
-                out_ += command;
-                again = true;
-            } else {
-                const Request& request = sent.errand.request();
-                Answer answer = meaning_of(request, *reply);
-                if (ends_connection(answer)) connection_.refuse(answer.why);
-                if (answer.verdict == Verdict::yes && request.replicas > 0)
-                    durable_.emplace_back(std::move(sent.errand), std::move(answer));
-                else
-                    answered(sent.errand, answer);
-            }
+            proceed(std::move(own), next, replicas);
         }
-        if (under_way_.empty() && connection_.has_more()) connection_.refuse({Errc::protocol_error, {}});
-        if (again) flush_questions(now);
+        if (under_way_.empty() && connection_.is_out_of_step()) connection_.refuse({Errc::protocol_error, {}});
+        count_replicas(replicas, now);
+        if (!out_.empty()) flush();
     }
 
-    template <class Answered>
-    void settle(const Reply& reply, Answered& answered) {
-        for (auto& [errand, answer] : std::exchange(durable_, {})) {
-            if (Failure objection = shortage(errand.request(), reply)) {
-                answer = {Verdict::unknown, std::move(objection)};
-                if (ends_connection(answer)) connection_.refuse(answer.why);
-            }
-            answered(errand, answer);
+    void proceed(std::unique_ptr<Exchange> exchange, Exchange::Next next, unsigned& replicas) {
+        if (next == Exchange::Next::count) return counted_.push_back(std::move(exchange));
+        if (next == Exchange::Next::resent) {
+            replicas = std::max(replicas, exchange->counts_replicas());
+            return push(std::move(exchange), out_.size());
         }
+        acquires_ -= exchange->may_grant();
+        for (unsigned surplus = exchange->surplus(); surplus > 0; --surplus) connection_.owe_reply();
+        Answer answer = exchange->take_answer();
+        if (ends_connection(answer)) connection_.refuse(answer.why);
+        exchange->tell(std::move(answer));
     }
 
-    template <class Answered>
-    void fail(const Failure& why, Answered& answered) {
-        const bool was_ready = phase_ == Phase::ready, leaves = phase_ >= Phase::greeting && connection_.good();
-        if (leaves) leave();
+    template <class Visit>
+    void visit(Visit visit) const {
+        for (const auto& exchange : unsent_) visit(*exchange);
+        for (const Slot& slot : under_way_)
+            if (slot.exchange) visit(*slot.exchange);
+        for (const auto& exchange : counted_) visit(*exchange);
+    }
+
+    bool is_overdue(TimePoint now) {
+        bool overdue = false;
+        due_ = TimePoint::max();
+        visit([&](Exchange& exchange) {
+            overdue |= exchange.is_overdue(now, out_);
+            due_ = std::min(due_, exchange.due());
+        });
+        if (!overdue) flush();
+        return overdue;
+    }
+
+    Failure why_overdue() const {
+        if (phase_ == Phase::connecting)
+            return {Errc::unreachable, endpoint().text + ": " + std::system_category().message(ETIMEDOUT)};
+        return {Errc::timed_out, "waiting for a reply"};
+    }
+
+    void fail(const Failure& why) {
+        const bool is_left = phase_ >= Phase::greeting && connection_.good();
+        if (is_left) leave();
+        const std::uint64_t sent = sent_;
         hang_up();
         ++nth_;
-        out_.clear();
         acquires_ = 0;
-        waits_for_ = 0;
-        for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
-        for (Sent& sent : std::exchange(under_way_, {}))
-            if (!sent.is_wait) {
-                const bool may_be_done = was_ready || (leaves && is_release(sent));
-                answered(sent.errand, Answer{may_be_done ? Verdict::unknown : Verdict::no, why});
-            }
+        for (auto& exchange : std::exchange(counted_, {})) exchange->tell(exchange->unanswered(Verdict::unknown, why));
+        for (Slot& slot : std::exchange(under_way_, {})) {
+            const Verdict verdict = slot.end <= sent ? Verdict::unknown : Verdict::no;
+            if (slot.exchange) slot.exchange->tell(slot.exchange->unanswered(verdict, why));
+        }
+        for (auto& exchange : std::exchange(unsent_, {})) {
+            const bool may_be_done = is_left && exchange->request().verb == Verb::release;
+            exchange->tell(exchange->unanswered(may_be_done ? Verdict::unknown : Verdict::no, why));
+        }
     }
 
-    static bool is_release(const Sent& sent) noexcept { return sent.errand.request().verb == Verb::release; }
-
-    static bool gives_up(const Errand& errand) noexcept {
-        if constexpr (requires { errand.gives_up(); }) return errand.gives_up();
-        return true;
-    }
-
-    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind. Of what
-    /// waits for the end of the greeting the releases are sent, for they do no harm wherever it leads to.
+    /// What was not answered in time is still carried out, whenever the server comes to it: so acquires are released behind. Releases
+    /// that have not been sent yet are: they do no harm wherever the connection leads to.
     void leave() {
-        const bool ready = phase_ == Phase::ready;
-        std::string last_words = ready ? out_ : hello_;
-        for (const Sent& sent : under_way_)
-            if (ready ? counts(sent) && gives_up(sent.errand) : is_release(sent))
-                last_words += release_by_body(sent.errand.request());
-        connection_.leave(last_words);
+        std::string last = phase_ == Phase::ready ? out_ : hello_;
+        sent_ += out_.size();
+        bool is_blocked = false;
+        for (const Slot& slot : under_way_) {
+            if (!slot.exchange || !slot.exchange->may_grant()) continue;
+            is_blocked |= slot.exchange->blocks();
+            if (slot.exchange->gives_up()) last += slot.exchange->undo();
+        }
+        for (const auto& exchange : counted_)
+            if (exchange->may_grant() && exchange->gives_up()) last += exchange->undo();
+        for (const auto& exchange : unsent_)
+            if (exchange->request().verb == Verb::release) last += release_by_body(exchange->request());
+        connection_.leave(last, is_blocked);
         server_.last_words.keep(connection_.take_lingering());
+    }
+
+    void hang_up() noexcept {
+        connection_.close();
+        phase_ = Phase::closed;
+        is_pausing_ = false;
+        peer_ = {};
+        grants_from_ = {};
+        due_ = TimePoint::max();
+        out_.clear();
+        sent_ = 0;
     }
 
     const Server& server_;
     Connection connection_;
-    TimePoint votes_from_{}; ///< nothing is to be acquired before
+    Glance glance_;
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
     TimePoint open_by_{};
-    bool pausing_ = false;             ///< more may have been received than was read
+    TimePoint grants_from_{};          ///< nothing is to be acquired before: see RedisOptions::restart_delay
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
+    bool is_pausing_ = false;          ///< more may have been received than was read
+    Peer peer_;
+    PreparedCommands prepared_;
     std::string hello_, out_;
-    std::array<bool, 3> knows_{}; ///< which scripts, by their verbs
-    PreparedCommand acquire_, release_;
-    std::deque<Sent> under_way_;
-    unsigned acquires_ = 0;                         ///< among them
-    std::vector<Errand> refused_;                   ///< acquires, for it may have forgotten leases
-    std::deque<std::pair<Errand, Answer>> durable_; ///< granted by the server itself, and perhaps by its replicas
-    unsigned waits_for_ = 0;                        ///< replicas, of what has not gone out yet
+    std::uint64_t sent_ = 0; ///< how many bytes of exchanges have been sent before what is in `out_`
+    Exchanges unsent_, counted_;
+    std::deque<Slot> under_way_;
+    unsigned acquires_ = 0; ///< among them all
 };
+
+/// The one wait for channels: until one of them can go on, one of their answers is overdue, or the deadline.
+class ChannelWait {
+public:
+    explicit ChannelWait(const Deadline& deadline) noexcept
+        : entries_{{{deadline.stop, POLLIN, 0}}}, until_{deadline.at} {}
+
+    /// One that is idle is not waited for.
+    void add(const Channel& channel) noexcept {
+        if (channel.owed() == 0) return;
+        until_ = std::min(until_, channel.due());
+        if (count_ < entries_.size())
+            entries_[count_++] = channel.entry();
+        else
+            until_ = std::min(until_, now() + Millis{1});
+    }
+
+    void operator()() noexcept { detail::wait(std::span{entries_}.first(count_), until_); }
+
+private:
+    std::array<pollfd, 64> entries_;
+    std::size_t count_ = 1;
+    TimePoint until_;
+};
+
+template <class Channels>
+void Channel::wait(const Deadline& deadline, const Channels& channels) {
+    ChannelWait all{deadline};
+    for (const Channel& channel : channels) all.add(channel);
+    all();
+}
 
 } // namespace redislock::detail

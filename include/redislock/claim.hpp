@@ -127,20 +127,14 @@ private:
     static constexpr Millis longest_queue{std::chrono::hours{1}};
 
     /// With the lease's own token.
-    Request request(Verb verb, const Deadline& deadline) const noexcept {
-        Request request{.verb = verb, .key = key, .token = lease.token(), .ttl = options.ttl, .deadline = deadline};
-        request.recheck = options.recheck();
-        if (verb == Verb::acquire) request.replicas = options.min_replicas;
-        request.fenced = options.fenced;
+    Request request(Verb verb, const Deadline& deadline) const {
+        Request request = Holding::request(verb, lease.token(), options.ttl, deadline);
         request.nodes = lease.nodes();
         return request;
     }
 
-    Request extension(const Token& token, Millis ttl, const Deadline& deadline) const noexcept {
-        Request request{Verb::extend, key, token, ttl, deadline};
-        request.recheck = options.recheck();
-        request.replicas = options.min_replicas;
-        return request;
+    Request extension(const Token& token, Millis ttl, const Deadline& deadline) const {
+        return Holding::request(Verb::extend, token, ttl, deadline);
     }
 
     /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What was cut short

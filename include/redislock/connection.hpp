@@ -138,6 +138,12 @@ public:
     /// Whether something has been received that is not read yet.
     bool has_more() const noexcept { return reader_->pos < reader_->len; }
 
+    /// Whether something has been received that is neither read nor owed to an earlier user. Never blocks.
+    bool is_out_of_step() {
+        if (owed_ > 0 && has_more() && read_some() != nullptr) return true;
+        return good() && owed_ == 0 && has_more();
+    }
+
     /// Blocks until there is something to read (then true) or the time is up.
     bool arriving(const Deadline& deadline) const noexcept {
         return has_more() || wait(socket_.fd(), POLLIN, deadline);
@@ -165,9 +171,11 @@ public:
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
 
-    /// Sends last words, as far as that goes without waiting, and puts the socket aside.
-    void leave(std::string_view last_words) noexcept {
+    /// Sends last words, as far as that goes without waiting, and puts the socket aside. `half_close` tells a server that blocks for us
+    /// in a line that we leave it.
+    void leave(std::string_view last_words, bool half_close = false) noexcept {
         ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (half_close) ::shutdown(socket_.fd(), SHUT_WR);
         lingering_ = std::move(socket_);
     }
 

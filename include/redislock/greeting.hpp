@@ -45,9 +45,10 @@ public:
 
     /// For how long yet one who says this may have forgotten what he granted: nothing is to be acquired there. What is held can be
     /// extended and released, for only who remembers it says yes to that.
-    Millis probation(std::size_t nth, const Reply& reply) const {
+    /// Nothing: the reply does not say.
+    std::optional<Millis> probation(std::size_t nth, const Reply& reply) const {
         const auto at = reply.text.find(uptime);
-        if (awaited_[nth] != Errc::restarted || at == reply.text.npos) return {};
+        if (awaited_[nth] != Errc::restarted || at == reply.text.npos) return std::nullopt;
         const char* const digits = reply.text.c_str() + at + uptime.size();
         std::int64_t up = 0;
         std::from_chars(digits, reply.text.c_str() + reply.text.size(), up);

@@ -26,6 +26,15 @@ public:
     Lease lease;
     TimePoint due{}; ///< when the renewer comes back to it: his own note
 
+    /// The one place where a lock's requests are made.
+    Request request(Verb verb, const Token& token, Millis ttl, const Deadline& deadline) const {
+        Request request{.verb = verb, .key = key, .token = token, .ttl = ttl, .deadline = deadline};
+        request.recheck = options.recheck();
+        request.replicas = verb == Verb::release ? 0 : options.min_replicas;
+        request.fenced = verb == Verb::acquire && options.fenced;
+        return request;
+    }
+
     /// What a renewer is to do now, and when to come back.
     struct Step {
         enum class Act { nothing, renew, tell };

@@ -25,7 +25,7 @@ template <Backend B>
 Unlocked force_unlock(B& backend, std::string_view key, const Token& token, Millis answer_timeout = Millis{1'000}) {
     detail::check_key(key);
     const Answer answer =
-        backend.ask({Verb::release, key, token, Options::shortest_ttl, later(backend.now(), answer_timeout)});
+        backend.ask({Verb::release, std::string{key}, token, Options::shortest_ttl, later(backend.now(), answer_timeout)});
     if (answer.verdict == Verdict::yes) return Unlocked::confirmed;
     if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) return Unlocked::expired;
     return answer.verdict == Verdict::no && answer.why.code == Errc::stolen ? Unlocked::stolen : Unlocked::unknown;

@@ -58,8 +58,6 @@ struct Electorate {
 template <class Node>
 class Party {
 public:
-    using Ballot = detail::Ballot<Question>;
-
     explicit Party(Electorate<Node>& electorate) : electorate_{electorate} {
         for (Node* node : electorate.nodes) links_.emplace_back(*node);
     }
@@ -70,7 +68,7 @@ public:
     /// connected to, the vote goes on.
     std::shared_ptr<Ballot> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
-        auto ballot = std::make_shared<Ballot>(static_cast<unsigned>(links_.size()), request);
+        auto ballot = std::make_shared<Poll>(electorate_, request);
         const TimePoint now = electorate_.now();
         const bool spares = electorate_.can_spare_who_rests(now);
         for (std::size_t n = 0; n < links_.size(); ++n) {
@@ -83,7 +81,7 @@ public:
                 const std::string silent = electorate_.nodes[n]->name() + ": no answer of late";
                 ballot->count(n, {Verdict::no, {Errc::unreachable, silent}});
             } else {
-                links_[n].send({ballot, n});
+                links_[n].send(ballot, n);
             }
         }
         advance();
@@ -103,17 +101,13 @@ public:
     void advance() {
         const TimePoint now = electorate_.now();
         for (std::size_t n = 0; n < links_.size(); ++n)
-            if (links_[n].owed() > 0)
-                links_[n].advance(now, [&](const Vote& vote, Answer answer) {
-                    if (!answer.is_busy()) locate(answer.why, *electorate_.nodes[n]);
-                    Health& health = electorate_.health[n];
-                    health.says(answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()});
-                    if (links_[n].is_closed())
-                        health.failed(now);
-                    else
-                        health.answered();
-                    vote.ballot->count(n, answer);
-                });
+            if (const std::size_t owed = links_[n].owed(); owed > 0) {
+                links_[n].advance(now);
+                if (links_[n].is_closed())
+                    electorate_.health[n].failed(now);
+                else if (links_[n].owed() < owed)
+                    electorate_.health[n].answered();
+            }
     }
 
     /// Whether an answer is still to come to an acquire, with this token or with any.
@@ -131,8 +125,20 @@ public:
     }
 
 private:
-    using Vote = detail::Vote<Question>;
-    using Link = typename Node::template Link<Vote>;
+    using Link = typename Node::Link;
+
+    /// A ballot that also tells the electorate what became of each server.
+    struct Poll final : Ballot {
+        Poll(Electorate<Node>& of, Request what)
+            : Ballot{static_cast<unsigned>(of.nodes.size()), std::move(what)}, electorate{of} {}
+        Electorate<Node>& electorate;
+
+        void answered(std::size_t node, Answer answer) override {
+            if (!answer.is_busy()) locate(answer.why, *electorate.nodes[node]);
+            electorate.health[node].says(answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()});
+            count(node, answer);
+        }
+    };
 
     /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a server to which
     /// the acquire has not been sent either, and servers that are known to be silent are not waited for.

@@ -35,33 +35,36 @@ public:
 
     void send(Renewal renewal) {
         const std::size_t first = ways_.first(renewal.holding->options.min_replicas);
-        const auto ballot = std::make_shared<Ballot<Asked>>(static_cast<unsigned>(nodes_), std::move(renewal));
-        for (std::size_t n = 0; n < nodes_; ++n) ways_.all[first + n].send({ballot, n});
+        const auto vote = std::make_shared<Vote>(static_cast<unsigned>(nodes_), std::move(renewal), answered_);
+        for (std::size_t n = 0; n < nodes_; ++n) ways_.all[first + n].send(vote, n);
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Way& way : ways_.all)
-            way.advance(now, [&](const Vote<Asked>& vote, const Answer& answer) {
-                Ballot<Asked>& ballot = *vote.ballot;
-                ballot.count(vote.node, answer);
-                if (ballot.is_decided() && !std::exchange(ballot.closed, true))
-                    answered(ballot.asked.renewal, ballot.result());
-            });
+        for (Way& way : ways_.all) way.advance(now);
+        for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
 
     TimePoint due() const noexcept { return ways_.due(); }
     void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
 
 private:
-    struct Asked {
-        explicit Asked(Renewal of) : renewal{std::move(of)} {}
-        const Renewal renewal;
-        const Request asked = renewal.request();
-        const Request& request() const noexcept { return asked; }
-    };
-    using Way = typename Node::template Link<Vote<Asked>>;
+    using Way = typename Node::Link;
 
+    struct Vote final : Ballot {
+        Vote(unsigned nodes, Renewal of, std::shared_ptr<AnsweredRenewals> into)
+            : Ballot{nodes, of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
+        const Renewal renewal;
+        const std::shared_ptr<AnsweredRenewals> answers;
+        bool is_told = false;
+
+        void answered(std::size_t node, Answer answer) override {
+            count(node, answer);
+            if (is_decided() && !std::exchange(is_told, true)) answers->emplace_back(renewal, result());
+        }
+    };
+
+    const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
     const std::size_t nodes_;
     Ways<Way, Node> ways_;
 };
@@ -74,7 +77,7 @@ private:
 template <class Node>
 concept Voter = requires(Node& node, std::string_view key, Deadline until, Holder& holder) {
     typename Node::Engine;
-    typename Node::template Link<detail::Vote<detail::Question>>;
+    typename Node::Link;
     { node.name() } -> std::convertible_to<std::string>;
     { node.now() } noexcept -> std::same_as<TimePoint>;
     { node.fresh() } -> std::same_as<Token>;

@@ -4,7 +4,6 @@
 
 #include "channel.hpp"
 #include "renewer.hpp"
-#include "session.hpp"
 #include "ways.hpp"
 
 #include <mutex>
@@ -35,18 +34,28 @@ public:
     explicit ServerPort(const Server& server) : ways_{{&server}} {}
 
     void send(Renewal renewal) {
-        Channel<Renewal>& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
-        way.send(std::move(renewal));
+        Channel& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
+        way.send(std::make_shared<Extension>(std::move(renewal), answered_));
     }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Channel<Renewal>& way : ways_.all) way.advance(now, answered);
+        for (Channel& way : ways_.all) way.advance(now);
+        for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
     TimePoint due() const noexcept { return ways_.due(); }
-    void wait(const Alarm& alarm) const { Channel<Renewal>::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
+    void wait(const Alarm& alarm) const { Channel::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
 
 private:
-    Ways<Channel<Renewal>, const Server> ways_;
+    struct Extension final : Question {
+        Extension(Renewal of, std::shared_ptr<AnsweredRenewals> into)
+            : Question{of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
+        const Renewal renewal;
+        const std::shared_ptr<AnsweredRenewals> answers;
+        void answered(std::size_t, Answer answer) override { answers->emplace_back(renewal, std::move(answer)); }
+    };
+
+    const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
+    Ways<Channel, const Server> ways_;
 };
 } // namespace detail
 
@@ -80,9 +89,8 @@ public:
 
     /// What a Quorum makes of it: a way on which nothing waits, and the clock and the threads beside it.
     using Engine = detail::System;
-    template <class Errand>
-    struct Link : detail::Channel<Errand> {
-        explicit Link(const Redis& redis) : detail::Channel<Errand>{redis.server_} {}
+    struct Link : detail::Channel {
+        explicit Link(const Redis& redis) : detail::Channel{redis.server_} {}
     };
 
     /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see RedisOptions::restart_delay.
@@ -99,22 +107,20 @@ public:
     /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its turn
     /// has a connection to itself for as long, and now and then another one for a moment.
     Answer ask(const Request& request) {
-        Answer answer = with_session(request.first_answer(now()), [&](detail::Session& session) {
-            return session.ask(request, [&](const Request& question) {
-                return with_session(question.deadline,
-                                    [&](detail::Session& other) { return other.announce(question); });
-            });
-        });
+        Answer answer = request.wants_answer ? ask_and_wait(request) : send(request);
         detail::locate(answer.why, *this);
         return answer;
     }
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        Answer answer =
-            with_session(deadline, [&](detail::Session& session) { return session.inspect(key, deadline, holder); });
-        detail::locate(answer.why, *this);
-        return answer;
+        detail::AwaitedQuestion question{{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline}};
+        std::unique_ptr<Channel> channel = take();
+        channel->send(std::make_unique<detail::InspectExchange>(question.shared(), holder));
+        drive(question, *channel, deadline);
+        give_back(std::move(channel), deadline);
+        detail::locate(question.answer->why, *this);
+        return std::move(*question.answer);
     }
 
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
@@ -124,22 +130,87 @@ public:
     void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
 
 private:
-    /// With one from the pool, or else a new one, if it's open by the deadline.
-    template <class Use>
-    Answer with_session(const Deadline& deadline, Use use) {
-        std::unique_ptr<detail::Session> session = idle_session();
-        if (!session) {
-            session = std::make_unique<detail::Session>();
-            if (!session->open(server_, deadline)) return {Verdict::no, session->failure()};
-        }
-        Answer answer = use(*session);
-        if (session->good()) {
-            give_back(std::move(session));
+    using Channel = detail::Channel;
+    using AwaitedQuestion = detail::AwaitedQuestion;
+
+    Answer ask_and_wait(Request request) {
+        std::unique_ptr<Channel> channel = take();
+        const Deadline deadline = request.deadline;
+        const bool waits = request.patience >= shortest_block && channel->lets_wait(request.key);
+        if (!waits) request.deadline = request.first_answer(now());
+        AwaitedQuestion question{std::move(request)};
+        if (waits) {
+            stand_in_line(question, *channel);
         } else {
-            server_.last_words.keep(session->take_lingering());
-            if (!detail::stopped(deadline)) forget_idle();
+            channel->send(question.shared());
+            drive(question, *channel, deadline);
         }
-        return answer;
+        give_back(std::move(channel), deadline);
+        return std::move(*question.answer);
+    }
+
+    /// Until there is an answer, which the channel has at the latest by the question's deadline.
+    void drive(AwaitedQuestion& question, Channel& channel, const Deadline& deadline) {
+        const auto arrives = [&] { return channel.advance(now()), question.answer.has_value(); };
+        while (!arrives() && !channel.glance(arrives)) wait_for(channel, deadline);
+    }
+
+    void wait_for(Channel& channel, const Deadline& deadline) {
+        detail::ChannelWait wait{{TimePoint::max(), deadline.stop}};
+        wait.add(channel);
+        wait();
+        if (detail::stopped(deadline)) channel.abandon({Errc::timed_out, "stopped"});
+    }
+
+    /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth anything.
+    void stand_in_line(AwaitedQuestion& question, Channel& own) {
+        auto exchange = std::make_unique<detail::LineExchange>(question.shared(), now());
+        detail::LineExchange& line = *exchange; // until there is an answer
+        own.send(std::move(exchange));
+        const auto arrives = [&] { return own.advance(now()), question.answer.has_value(); };
+        std::unique_ptr<Channel> other;
+        std::optional<AwaitedQuestion> look;
+        if (arrives() || own.glance(arrives)) return;
+        while (!arrives()) {
+            if (!look && line.look_at() <= now()) {
+                other = take();
+                Request announcement = question.request;
+                announcement.deadline = announcement.first_answer(now());
+                look.emplace(std::move(announcement));
+                other->send(std::make_unique<detail::AnnounceExchange>(look->shared(), 0));
+            }
+            if (look) other->advance(now());
+            if (look && look->answer) {
+                give_back(std::move(other), look->request.deadline);
+                if (const Failure lost = line.looked(std::move(*look->answer), now())) own.abandon(lost);
+                look.reset();
+                continue;
+            }
+            detail::ChannelWait wait{{look ? TimePoint::max() : line.look_at(), question.request.deadline.stop}};
+            wait.add(own);
+            if (look) wait.add(*other);
+            wait();
+            if (detail::stopped(question.request.deadline)) own.abandon({Errc::timed_out, "stopped"});
+        }
+        if (look) other->abandon({Errc::timed_out, "no longer needed"});
+    }
+
+    /// A question whose answer nobody waits for, beyond its being sent.
+    Answer send(Request request) {
+        struct Unheard final : detail::Question {
+            using Question::Question;
+            std::optional<Answer> answer{};
+            void answered(std::size_t, Answer one) override { answer = std::move(one); }
+        };
+        const Deadline deadline = request.deadline;
+        const auto question = std::make_shared<Unheard>(std::move(request));
+        std::unique_ptr<Channel> channel = take();
+        channel->send(std::shared_ptr<detail::Question>{question});
+        for (channel->advance(now()); !channel->is_flushed() && !question->answer; channel->advance(now()))
+            wait_for(*channel, deadline);
+        Answer answer = question->answer.value_or(Answer{Verdict::unknown});
+        give_back(std::move(channel), deadline);
+        return answer.why ? answer : Answer{Verdict::unknown};
     }
 
     static RedisOptions checked(RedisOptions options) {
@@ -153,26 +224,32 @@ private:
         return options;
     }
 
-    using Idle = std::vector<std::unique_ptr<detail::Session>>;
+    using Idle = std::vector<std::unique_ptr<Channel>>;
 
-    /// The one used last, for its caches are warm; null if there is none that is fit.
-    std::unique_ptr<detail::Session> idle_session() {
+    /// The one used last, for its caches are warm; a new one if there is none that is fit.
+    std::unique_ptr<Channel> take() {
+        constexpr std::size_t most_owed = 16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
         for (auto& [mutex, idle] = idle_.get();;) {
-            std::unique_ptr<detail::Session> session;
+            std::unique_ptr<Channel> channel;
             {
                 const std::lock_guard guard{mutex};
-                if (idle.empty()) return nullptr;
-                session = std::move(idle.back());
+                if (idle.empty()) return std::make_unique<Channel>(server_);
+                channel = std::move(idle.back());
                 idle.pop_back();
             }
-            if (session->reusable()) return session;
+            channel->advance(now()); // what was answered meanwhile
+            if (!channel->is_closed() && channel->owed() <= most_owed) return channel;
         }
     }
 
-    void give_back(std::unique_ptr<detail::Session> session) noexcept try {
+    void give_back(std::unique_ptr<Channel> channel, const Deadline& deadline) noexcept try {
+        if (channel->is_closed()) {
+            if (!detail::stopped(deadline)) forget_idle();
+            return;
+        }
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
-        if (idle.size() < options_.idle_connections) idle.push_back(std::move(session));
+        if (idle.size() < options_.idle_connections) idle.push_back(std::move(channel));
     } catch (...) { // no room for it: it's closed
     }
 
@@ -183,6 +260,9 @@ private:
         const std::lock_guard guard{mutex};
         idle.swap(forgotten);
     }
+
+    /// What is left for a block to be worth it: a few ms are lost to rounding.
+    static constexpr Millis shortest_block{5};
 
     const Address address_;
     const RedisOptions options_;

@@ -19,13 +19,11 @@ struct Renewal {
     Token token;
     TimePoint asked, deadline;
 
-    Request request() const noexcept {
-        Request request{Verb::extend, holding->key, token, holding->options.ttl, deadline};
-        request.recheck = holding->options.recheck();
-        request.replicas = holding->options.min_replicas;
-        return request;
-    }
+    Request request() const { return holding->request(Verb::extend, token, holding->options.ttl, deadline); }
 };
+
+/// Renewals that have been answered since they were last looked at.
+using AnsweredRenewals = std::vector<std::pair<Renewal, Answer>>;
 
 /// A loss, to be told outside all mutexes: first to those who wait for the signal of that lease.
 struct Message {

@@ -10,9 +10,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace redislock {
 
@@ -99,11 +101,11 @@ enum class Verb {
 using Nodes = std::uint32_t;
 inline constexpr Nodes all_nodes = ~Nodes{0};
 
-/// One question to a backend. The views must outlive the call, and no longer.
+/// One question to a backend. It owns what it says, so that a copy of it outlives the call: late answers find it unchanged.
 struct Request {
     Verb verb;
-    std::string_view key;
-    const Token& token;
+    std::string key;
+    Token token;
     Millis ttl;        ///< of the lease
     Deadline deadline; ///< when we stop waiting for the answer, on the backend's clock
 
@@ -183,6 +185,36 @@ struct Answer {
         }
     }
 };
+
+namespace detail {
+/// A request that is under way, and who is told its answer. Shared by all connections over which it is put, for an answer may come
+/// when nobody waits for it any more.
+class Question {
+public:
+    explicit Question(Request what) : request{std::move(what)} {}
+    Question(const Question&) = delete;
+    Question& operator=(const Question&) = delete;
+    virtual ~Question() = default;
+
+    const Request request;
+
+    /// The answer of one node, by its index: once for each node that was asked. Must not throw.
+    virtual void answered(std::size_t node, Answer answer) = 0;
+
+    /// An acquire was not answered in time: whether the grant that may still come is to be undone at once.
+    virtual bool gives_up() noexcept { return true; }
+};
+
+/// A question that one thread waits for, until there is an answer.
+struct AwaitedQuestion : Question {
+    using Question::Question;
+    std::optional<Answer> answer{};
+    void answered(std::size_t, Answer one) override { answer = std::move(one); }
+
+    /// As what an exchange holds; it must not outlive this.
+    std::shared_ptr<Question> shared() noexcept { return {std::shared_ptr<void>{}, this}; }
+};
+} // namespace detail
 
 /// What became of a lease when it was to be extended or released.
 enum class Outcome {

@@ -237,25 +237,23 @@ void ask_and_wait(Redis& redis, std::deque<Question>& questions) {
     claim(detail::now() <= later(deadline.at, Millis{5}), "who holds a key is told by the deadline");
 }
 
-struct Errand {
-    Question* question;
-    const Request& request() const { return question->request; }
+struct Asked : detail::Question {
+    explicit Asked(::Question& of) : detail::Question{of.request}, question{of} {}
+    ::Question& question;
+    void answered(std::size_t, Answer answer) override { ::answered(question, answer); }
 };
 
 void send_and_advance(Redis& redis, std::deque<Question>& questions, bool all_at_once) {
-    std::array<Redis::Link<Errand>, 1> links{Redis::Link<Errand>{redis}};
+    std::array<Redis::Link, 1> links{Redis::Link{redis}};
     auto& link = links.front();
-    const auto advance = [&] {
-        link.advance(detail::now(),
-                     [](const Errand& errand, const Answer& answer) { answered(*errand.question, answer); });
-    };
     for (Question& question : questions) {
         if (link.owed() == 0) server().act({}, true);
         question.from_now_on();
-        link.send({&question});
-        for (advance(); !all_at_once && link.owed() > 0; advance()) link.wait({TimePoint::max()}, links);
+        link.send(std::make_shared<Asked>(question));
+        for (link.advance(detail::now()); !all_at_once && link.owed() > 0; link.advance(detail::now()))
+            link.wait({TimePoint::max()}, links);
     }
-    for (; link.owed() > 0; advance()) link.wait({TimePoint::max()}, links);
+    for (; link.owed() > 0; link.advance(detail::now())) link.wait({TimePoint::max()}, links);
 }
 
 void judge(const Question& question) {

@@ -97,7 +97,7 @@ struct Server {
         const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count
         const detail::Greeting greeting{{}, "", restart_delay};
         const detail::Reply info{REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime};
-        return greeting.probation(0, info) > Millis::zero() ? Answer{Verdict::no, {Errc::restarted, {}}}
+        return greeting.probation(0, info).value_or(Millis::zero()) > Millis::zero() ? Answer{Verdict::no, {Errc::restarted, {}}}
                                                             : Answer{Verdict::yes};
     }
 
@@ -225,7 +225,6 @@ struct SimNode {
         }
     };
 
-    template <class Errand>
     class Link;
 };
 
@@ -405,7 +404,6 @@ inline void SimNode::Engine::Condition::notify_all() noexcept {
 }
 
 /// As detail::Channel, over a Wire: in the same states it gives the same answers.
-template <class Errand>
 class SimNode::Link {
 public:
     explicit Link(const SimNode& node) noexcept : node_{node} {}
@@ -446,15 +444,14 @@ public:
         return owes([](const Request& request) { return request.verb == Verb::acquire; });
     }
 
-    void send(Errand errand) {
+    void send(std::shared_ptr<detail::Question> question, std::size_t node) {
         if (owed_.empty() && readable()) wire_.reset();
-        due_ = std::min(due_, errand.request().deadline.at);
-        owed_.push_back(std::move(errand));
+        due_ = std::min(due_, question->request.deadline.at);
+        owed_.push_back({std::move(question), node});
         ++unsent_;
     }
 
-    template <class Answered>
-    void advance(TimePoint now, Answered&& answered) {
+    void advance(TimePoint now) {
         if (!wire_ && !owed_.empty()) {
             wire_ = world->connect(node_);
             greeted_ = false;
@@ -463,21 +460,21 @@ public:
             auto inbox = std::exchange(wire_->inbox, {});
             auto answer = inbox.begin();
             if (!greeted_ && answer != inbox.end()) {
-                if (answer->verdict == Verdict::no) return fail(answer->why, answered);
+                if (answer->verdict == Verdict::no) return fail(answer->why);
                 greeted_ = true, ++answer;
             }
             if (greeted_) flush();
             for (; answer != inbox.end(); ++answer) {
-                const Errand errand = std::move(owed_.front());
+                const Owed owed = std::move(owed_.front());
                 owed_.pop_front();
-                answered(errand, *answer);
+                owed.question->answered(owed.node, *answer);
             }
-            if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}}, answered);
+            if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}});
         }
         if (due_ > now) return;
         due_ = TimePoint::max();
-        for (const Errand& errand : owed_) due_ = std::min(due_, errand.request().deadline.at);
-        if (due_ <= now) fail({Errc::timed_out, {}}, answered);
+        for (const Owed& owed : owed_) due_ = std::min(due_, owed.question->request.deadline.at);
+        if (due_ <= now) fail({Errc::timed_out, {}});
     }
 
 private:
@@ -485,29 +482,28 @@ private:
         return {r.verb, r.token, r.ttl, r.patience, r.fenced, r.fence_step, r.fence};
     }
 
-    static bool gives_up(const Errand& errand) noexcept {
-        if constexpr (requires { errand.gives_up(); }) return errand.gives_up();
-        return true;
-    }
+    struct Owed {
+        std::shared_ptr<detail::Question> question;
+        std::size_t node;
+    };
 
     bool readable() const noexcept { return wire_ && (wire_->broken || !wire_->inbox.empty()); }
 
     template <class Which>
     bool owes(Which which) const noexcept {
-        return std::any_of(owed_.begin(), owed_.end(), [&](const Errand& errand) { return which(errand.request()); });
+        return std::any_of(owed_.begin(), owed_.end(), [&](const Owed& owed) { return which(owed.question->request); });
     }
 
     void flush() {
         for (; unsent_ > 0; --unsent_)
-            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->request()));
+            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->question->request));
     }
 
-    template <class Answered>
-    void fail(const Failure& why, Answered& answered) {
+    void fail(const Failure& why) {
         if (greeted_ && !wire_->broken)
-            for (const Errand& errand : owed_)
-                if (errand.request().verb == Verb::acquire && gives_up(errand)) {
-                    Question undo = question(errand.request());
+            for (const Owed& owed : owed_)
+                if (owed.question->request.verb == Verb::acquire && owed.question->gives_up()) {
+                    Question undo = question(owed.question->request);
                     undo.verb = Verb::release;
                     world->send(wire_, undo);
                 }
@@ -515,13 +511,13 @@ private:
         unsent_ = 0;
         due_ = TimePoint::max();
         const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, why};
-        for (const Errand& errand : std::exchange(owed_, {})) answered(errand, answer);
+        for (const Owed& owed : std::exchange(owed_, {})) owed.question->answered(owed.node, answer);
     }
 
     const SimNode& node_;
     std::shared_ptr<Wire> wire_{};
     bool greeted_ = false;
-    std::deque<Errand> owed_{};
+    std::deque<Owed> owed_{};
     std::size_t unsent_ = 0; ///< of those that are owed, the last
     TimePoint due_ = TimePoint::max();
 };

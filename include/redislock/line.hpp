@@ -1,0 +1,191 @@
+/// Waiting in line for a key, as a conversation: announce, block until a release hands the lock on, take the key. And what the looks that
+/// are made meanwhile over another connection say of the place. A state machine without socket, clock and thread.
+/// tests/exchange_test.cpp and tests/waiting_test.cpp go red if it is wrong.
+#pragma once
+
+#include "exchange.hpp"
+
+namespace redislock::detail {
+
+/// The acquire of one who has found the key held. Announcement, BLPOP and SET travel in one write once the server is known to permit them:
+/// the server carries out the SET as soon as the block ends.
+///
+/// | state      | reply, or time             | next       | sends              | answer        |
+/// |------------|----------------------------|------------|--------------------|---------------|
+/// | announcing | NOSCRIPT, the first        | announcing | the script in full |               |
+/// | announcing | held                       | blocked    | BLPOP, SET, WAIT   |               |
+/// | announcing | anything else              | polling    | an acquire script  |               |
+/// | in one     | held; NOSCRIPT             | blocked    |                    |               |
+/// | in one     | anything else              |            |                    | unknown: why  |
+/// | blocked    | the patience is over       | ending     | a nudge            |               |
+/// | blocked, ending | BLPOP's               | taking     |                    |               |
+/// | taking     | SET's: granted, with WAIT  | counting   |                    |               |
+/// | taking     | SET's: anything else       |            |                    | what it means |
+/// | counting   | WAIT's: as CommandExchange |            |                    |               |
+/// | polling    | as CommandExchange         |            |                    |               |
+///
+/// A release ends the block by handing the lock on. For a lease that expires, or that a foreign client releases, nobody does: hence the
+/// looks. They are made over another connection, so that this one keeps its place in the line. If the key stays free over two looks and
+/// no hand-off arrives, this connection is dead.
+class LineExchange final : public CommandExchange {
+public:
+    LineExchange(std::shared_ptr<Question> question, TimePoint now)
+        : CommandExchange{std::move(question), 0}, taking_{request()}, due_{request().first_answer(now).at} {
+        taking_.patience = Millis::zero();
+    }
+
+    void begin(Peer& peer, PreparedCommands&, TimePoint now, std::string& out) override {
+        end_ = std::min(request().deadline.at, later(now, request().patience));
+        due_ = request().first_answer(now).at;
+        out += announce_by_sha(request());
+        if (!peer.lets_wait) return;
+        state_ = State::in_one;
+        send_block(now, out);
+    }
+
+    Next take(Peer& peer, const Reply& reply, TimePoint now, std::string& out) override {
+        switch (state_) {
+        case State::announcing: return announced(peer, reply, now, out);
+        case State::in_one:
+            // Where the script is not known, a look that is due at once announces us.
+            seen_ = is_noscript(reply) ? busy_for(-2) : AnnounceExchange::announced(request(), reply);
+            if (!seen_.is_busy()) return done({Verdict::unknown, seen_.why}, Next::leave);
+            return blocked(now);
+        case State::blocked:
+        case State::ending:
+            was_in_line_ = !reply.is_error() || reply.text.starts_with("UNBLOCKED");
+            peer.lets_wait = was_in_line_;
+            if (!was_in_line_) peer.no_line_for = request().key;
+            state_ = State::taking;
+            due_ = request().first_answer(now).at;
+            return Next::more;
+        case State::taking: return taken(reply);
+        case State::counting: return counted(reply, out);
+        case State::polling: break;
+        }
+        if (is_undoing() && std::exchange(nudged_, false)) return Next::more;
+        return CommandExchange::take(peer, reply, now, out);
+    }
+
+    Next counted(const Reply& reply, std::string& out) override {
+        if (state_ == State::polling) return CommandExchange::counted(reply, out);
+        state_ = State::polling; // an undo is judged as there
+        return with_what_was_seen(CommandExchange::counted(reply, out));
+    }
+
+    unsigned counts_replicas() const noexcept override {
+        return state_ == State::polling && !was_in_line_ ? CommandExchange::counts_replicas() : 0;
+    }
+    bool blocks() const noexcept override { return state_ == State::in_one || state_ == State::blocked; }
+    TimePoint due() const noexcept override { return due_; }
+    unsigned surplus() const noexcept override { return surplus_ + (nudged_ ? 1 : 0); }
+
+    /// A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
+    bool is_overdue(TimePoint now, std::string& out) override {
+        if (due_ > now) return false;
+        if (state_ != State::blocked) return true;
+        state_ = State::ending;
+        nudged_ = true;
+        out += formatted({"PTTL", request().key});
+        due_ = request().first_answer(now).at;
+        return due_ <= now;
+    }
+
+    Answer unanswered(Verdict verdict, const Failure& why) const override {
+        return with_what_was_seen(Answer{verdict, why});
+    }
+
+    /// When the next look is due: when the lease that was seen will have ended, and every now and then.
+    TimePoint look_at() const noexcept { return state_ == State::blocked ? look_at_ : TimePoint::max(); }
+
+    /// What a look has said of the key. True: the place in the line is worth nothing any more, and why.
+    Failure looked(Answer latest, TimePoint now) {
+        seen_ = std::move(latest);
+        if (!seen_.is_busy()) return seen_.why;
+        look_again(now);
+        const Millis left = seen_.holder_left.value_or(Millis::max());
+        if (left > hand_off_takes) free_since_ = TimePoint::max();
+        if (left == Millis::zero()) free_since_ = std::min(free_since_, now);
+        if (free_since_ == TimePoint::max() || now - free_since_ < 2 * request().recheck) return {};
+        return {Errc::timed_out, "waiting for a hand-off"};
+    }
+
+private:
+    enum class State { announcing, in_one, blocked, ending, taking, counting, polling };
+
+    Next announced(Peer& peer, const Reply& reply, TimePoint now, std::string& out) {
+        if (is_noscript(reply) && !std::exchange(in_full_, true)) {
+            out += announce_by_body(request());
+            return Next::resent;
+        }
+        seen_ = AnnounceExchange::announced(request(), reply);
+        if (seen_.is_busy()) {
+            send_block(now, out);
+            blocked(now);
+            return Next::resent;
+        }
+        if (ends_connection(seen_)) return done({Verdict::no, seen_.why});
+        // Those who may not stand in line are told of a busy key as those who do not want to.
+        if (!seen_.is_trouble() && seen_.why.code != Errc::out_of_memory) peer.no_line_for = request().key;
+        state_ = State::polling;
+        due_ = request().first_answer(now).at;
+        ask_by_name(out);
+        return Next::resent;
+    }
+
+    void send_block(TimePoint now, std::string& out) const {
+        out += block_command(request());
+        out += taking_.fenced ? acquire_by_body(taking_) : set_command(taking_);
+        if (taking_.replicas > 0) out += replicas_command(taking_, now);
+    }
+
+    Next blocked(TimePoint now) noexcept {
+        state_ = State::blocked;
+        due_ = end_;
+        look_again(now);
+        return Next::more;
+    }
+
+    void look_again(TimePoint now) noexcept {
+        const Millis recheck = request().recheck;
+        look_at_ = later(now, std::min(recheck, seen_.holder_left.value_or(recheck) + Millis{1}));
+    }
+
+    /// The count of replicas follows in any case, if there is one.
+    Next taken(const Reply& reply) {
+        const Next next = judge(meaning_of(taking_, reply));
+        if (next == Next::count) {
+            state_ = State::counting;
+            return Next::more;
+        }
+        if (taking_.replicas > 0) surplus_ = 1;
+        return with_what_was_seen(next);
+    }
+
+    Next with_what_was_seen(Next next) {
+        if (next == Next::done) done(with_what_was_seen(take_answer()));
+        return next;
+    }
+
+    /// What was seen of the holder tells more than that the key is held, or that nobody answers.
+    Answer with_what_was_seen(Answer answer) const {
+        if (answer.why.code == Errc::busy || (answer.why.code == Errc::timed_out && seen_.never_ends()))
+            answer.why = seen_.why;
+        answer.queued = was_in_line_;
+        answer.holder_left = seen_.holder_left;
+        return answer;
+    }
+
+    /// For how long a key that is free is as good as held after a hand-off: see announce_script.
+    static constexpr Millis hand_off_takes{20};
+
+    Request taking_; ///< what follows the block
+    State state_ = State::announcing;
+    Answer seen_{Verdict::unknown}; ///< of the holder, by the announcement and the last look
+    bool in_full_ = false, was_in_line_ = false, nudged_ = false;
+    unsigned surplus_ = 0;
+    TimePoint due_, end_{}, look_at_{};
+    TimePoint free_since_ = TimePoint::max();
+};
+
+} // namespace redislock::detail
