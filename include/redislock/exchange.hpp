@@ -150,6 +150,11 @@ public:
     }
 
     unsigned counts_replicas() const noexcept override { return state_ == State::undoing ? 0 : request().replicas; }
+
+    /// A grant that is being undone may still be there, though nothing of the undo was sent.
+    Answer unanswered(Verdict verdict, const Failure& why) const override {
+        return {state_ == State::undoing ? Verdict::unknown : verdict, why};
+    }
     bool may_grant() const noexcept override { return request().verb == Verb::acquire; }
     void revoke() noexcept override { revoked_ = true; }
 

@@ -92,7 +92,7 @@ public:
     }
 
     Answer unanswered(Verdict verdict, const Failure& why) const override {
-        return with_what_was_seen(Answer{verdict, why});
+        return with_what_was_seen(CommandExchange::unanswered(verdict, why));
     }
 
     /// When the next look is due: when the lease that was seen will have ended, and every now and then.
