@@ -62,8 +62,8 @@ public:
     /// Connects without waiting: it's under way when this is true, and come about or not when the descriptor can be written.
     bool begin_open(const Endpoint& endpoint) {
         const int family = endpoint.address.ss_family;
-        socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-        if (!socket_) return unreachable(endpoint, errno);
+        socket_ = opened([family] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); });
+        if (socket_.fd() < 0) return unreachable(endpoint, errno);
         if (family != AF_UNIX) tune();
         const auto* address = reinterpret_cast<const sockaddr*>(&endpoint.address);
         if (::connect(socket_.fd(), address, endpoint.size) == 0 || errno == EINPROGRESS || errno == EINTR) return true;
@@ -165,14 +165,18 @@ public:
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
 
+    /// While nobody uses it: see Descriptor.
+    void set_aside() noexcept { socket_.set_aside(); }
+    bool take_back() { return socket_.take_back() || fail(Errc::disconnected, "given up, for want of descriptors"); }
+
     /// Sends last words, as far as that goes without waiting, and puts the socket aside.
     void leave(std::string_view last_words) noexcept {
         ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
         lingering_ = std::move(socket_);
     }
 
-    /// After last words: a socket for LastWords.
-    Socket take_lingering() noexcept { return std::move(lingering_); }
+    /// After leave(): a socket for LingeringSockets.
+    Descriptor take_lingering() noexcept { return std::move(lingering_); }
 
     /// Ends it, for a reason that only its user can know.
     void refuse(Failure why) {
@@ -281,7 +285,7 @@ private:
         void operator()(redisReader* reader) const noexcept { ::redisReaderFree(reader); }
     };
 
-    Socket socket_, lingering_;
+    Descriptor socket_, lingering_;
     std::unique_ptr<redisReader, FreeReader> reader_;
     Reply reply_;
     bool whole_ = false;

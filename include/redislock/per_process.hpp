@@ -34,8 +34,8 @@ public:
     PerProcess(const PerProcess&) = delete;
     PerProcess& operator=(const PerProcess&) = delete;
     ~PerProcess() {
-        get();
-        delete entry_.load();
+        Entry* const current = entry_.load();
+        if (current->generation == generation() || current->abandon()) delete current;
     }
 
     T& get() {

@@ -51,8 +51,7 @@ private:
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
-/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and leaves its parent's descriptors as
-/// they are.
+/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and its copies of the parent's are closed.
 class Redis {
 public:
     /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
@@ -129,6 +128,7 @@ private:
     Answer with_session(const Deadline& deadline, Use use) {
         std::unique_ptr<detail::Session> session = idle_session();
         if (!session) {
+            server_.lingering.get().sockets.sweep();
             session = std::make_unique<detail::Session>();
             if (!session->open(server_, deadline)) return {Verdict::no, session->failure()};
         }
@@ -136,7 +136,7 @@ private:
         if (session->good()) {
             give_back(std::move(session));
         } else {
-            server_.last_words.keep(session->take_lingering());
+            server_.lingering.get().sockets.keep(session->take_lingering());
             if (!detail::stopped(deadline)) forget_idle();
         }
         return answer;
@@ -172,7 +172,9 @@ private:
     void give_back(std::unique_ptr<detail::Session> session) noexcept try {
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
-        if (idle.size() < options_.idle_connections) idle.push_back(std::move(session));
+        if (idle.size() >= options_.idle_connections) return;
+        session->set_aside();
+        idle.push_back(std::move(session));
     } catch (...) { // no room for it: it's closed
     }
 

@@ -129,8 +129,10 @@ private:
                 shared.untold.pop_front();
                 becomes(Herald::State::telling);
                 guard.unlock();
+                const unsigned before = generation();
                 engine.as_program([&] { message.tell(); });
                 message = {};
+                if (before != generation()) return; // in a child that it has forked: see Renewer
                 guard.lock();
                 becomes(Herald::State::waiting);
             } else if (shared.over) {
@@ -194,8 +196,9 @@ private:
     using Engine = typename Port::Engine;
     using Agenda = std::map<std::pair<TimePoint, Holding*>, std::shared_ptr<Holding>>;
 
+    /// Ends in a child that an observer has forked: there it is the only thread, and the leases are the parent's.
     void run() {
-        for (;;) {
+        while (generation_ == generation()) {
             try {
                 {
                     const std::lock_guard guard{mutex_};
@@ -270,6 +273,7 @@ private:
     std::deque<Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
+    const unsigned generation_ = generation();
     typename Engine::Thread thread_;
 };
 

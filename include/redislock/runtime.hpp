@@ -1,8 +1,9 @@
-/// What the library needs of the operating system: the clock, the one way to wait, random bits, and whether we are still
-/// the process that we were. It knows no lock and no protocol.
+/// What the library needs of the operating system: the clock, the one way to wait, threads, and random bits. It knows no lock and no
+/// protocol.
 /// tests/process_test.cpp and tests/connection_test.cpp go red if it is wrong.
 #pragma once
 
+#include "process.hpp"
 #include "types.hpp"
 
 #if !__has_include(<sys/eventfd.h>) || !__has_include(<sys/timerfd.h>)
@@ -10,7 +11,6 @@
 #endif
 
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -19,7 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <memory>
@@ -97,32 +96,34 @@ private:
 /// A descriptor that can be read as soon as it is raised, from any thread. Throws std::system_error if there is none.
 class Signal {
 public:
-    Signal() : fd_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {
-        if (fd_ < 0) raise({{errno, std::generic_category()}, "no descriptor to be woken by"});
+    Signal() : descriptor_{opened([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); })} {
+        if (fd() < 0) raise({{errno, std::generic_category()}, "no descriptor to be woken by"});
     }
     Signal(const Signal&) = delete;
     Signal& operator=(const Signal&) = delete;
-    ~Signal() { ::close(fd_); }
 
-    int fd() const noexcept { return fd_; }
-    void set() const noexcept { ::eventfd_write(fd_, 1); }
+    int fd() const noexcept { return descriptor_.fd(); }
+    void set() const noexcept { ::eventfd_write(fd(), 1); }
+    void unset() const noexcept {
+        eventfd_t ignored;
+        ::eventfd_read(fd(), &ignored);
+    }
 
 private:
-    int fd_;
+    Descriptor descriptor_;
 };
 
 /// A descriptor that can be read from a moment on, of the clock of leases: also when the machine has slept over it, unlike a
 /// time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
 class Alarm {
 public:
-    Alarm() : fd_{::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK)} {
-        if (fd_ < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
+    Alarm() : descriptor_{opened([] { return ::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK); })} {
+        if (fd() < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
     }
     Alarm(const Alarm&) = delete;
     Alarm& operator=(const Alarm&) = delete;
-    ~Alarm() { ::close(fd_); }
 
-    int fd() const noexcept { return fd_; }
+    int fd() const noexcept { return descriptor_.fd(); }
 
     /// In place of the moment that was set before. TimePoint::max() is never.
     void set(TimePoint moment) const noexcept {
@@ -131,11 +132,11 @@ public:
         itimerspec setting{};
         if (moment != TimePoint::max())
             setting.it_value = {static_cast<time_t>(seconds.count()), static_cast<long>((span - seconds).count())};
-        ::timerfd_settime(fd_, TFD_TIMER_ABSTIME, &setting, nullptr);
+        ::timerfd_settime(fd(), TFD_TIMER_ABSTIME, &setting, nullptr);
     }
 
 private:
-    int fd_;
+    Descriptor descriptor_;
 };
 
 /// The clock, the timers and the threads of this process. What takes an Engine is given another one in simulations.
@@ -206,13 +207,6 @@ private:
     std::unique_ptr<Signal> signal_;
     std::optional<std::stop_callback<Set>> callback_;
 };
-
-/// A number that changes in a forked child: what remembers another one belongs to the parent.
-inline unsigned generation() noexcept {
-    static std::atomic<unsigned> forks{0};
-    static const bool watched = ::pthread_atfork(nullptr, nullptr, [] { ++forks; }) == 0;
-    return watched ? forks.load(std::memory_order_relaxed) : static_cast<unsigned>(::getpid());
-}
 
 /// 128 bits from the operating system's generator, at each call: a forked child or a restored snapshot has no state to
 /// repeat. Throws std::system_error if there are none to be had; it never makes do with less.

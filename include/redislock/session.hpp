@@ -77,9 +77,11 @@ public:
         return answer;
     }
 
-    bool reusable() { return connection_.reusable(); }
+    /// While it is idle: see Connection.
+    void set_aside() noexcept { connection_.set_aside(); }
+    bool reusable() { return connection_.take_back() && connection_.reusable(); }
     bool good() const noexcept { return connection_.good(); }
-    Socket take_lingering() noexcept { return connection_.take_lingering(); }
+    Descriptor take_lingering() noexcept { return connection_.take_lingering(); }
     const Failure& failure() const noexcept { return failure_; }
 
 private:

@@ -115,7 +115,7 @@ private:
     };
 
     struct Peer {
-        detail::Socket socket;
+        detail::Descriptor socket;
         std::unique_ptr<redisReader, FreeReader> reader{::redisReaderCreate()};
         std::string out{};                ///< answers that are not sent yet
         bool babbled = false;             ///< the server has said what was not asked
@@ -142,7 +142,7 @@ private:
 
     void take_in() {
         for (int fd = 0; (fd = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;)
-            peers_.push_back({detail::Socket{fd}});
+            peers_.push_back({detail::Descriptor{fd}});
         for (Peer& peer : peers_) {
             char bytes[16 * 1024];
             for (ssize_t got = 0; (got = ::recv(peer.socket.fd(), bytes, sizeof bytes, MSG_DONTWAIT)) > 0;) {
