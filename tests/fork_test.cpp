@@ -223,15 +223,15 @@ TEST_CASE("a fork is noticed with and without the kernel's help", "[process]") {
     const bool can_wipe = GENERATE(true, false);
     detail::Forks forks{can_wipe};
     const auto number = [&] {
-        const unsigned known = forks.known();
+        const detail::Generation known = forks.known();
         return known != 0 ? known : forks.look().generation;
     };
-    const unsigned parents = number();
+    const detail::Generation parents = number();
     CHECK(number() == parents);
     CHECK((forks.known() != 0) == can_wipe);
     for (const Kind kind : kinds())
         CHECK(done_in_child(kind, [&] {
-            const unsigned childs = number();
+            const detail::Generation childs = number();
             const bool well = childs != parents && number() == childs;
             const bool below = done_in_child(Kind::plain, [&] {
                 if (number() == childs || number() == parents) ::_exit(1);
@@ -243,7 +243,7 @@ TEST_CASE("a fork is noticed with and without the kernel's help", "[process]") {
 
 TEST_CASE("without the kernel's help a child with its parent's pid is noticed if fork() made it", "[process]") {
     detail::Forks forks{false};
-    const unsigned parents = forks.look().generation;
+    const detail::Generation parents = forks.look().generation;
     CHECK(forks.look().generation == parents);
     forks.forked(); // as its handler does, in the child
     const auto [generation, is_new] = forks.look();
@@ -251,17 +251,30 @@ TEST_CASE("without the kernel's help a child with its parent's pid is noticed if
     CHECK(is_new);
 }
 
+TEST_CASE("copies of the library agree on a process, and one that comes with a child takes it for no other",
+          "[process]") {
+    const bool can_wipe = GENERATE(true, false);
+    detail::Forks one{can_wipe}, other{can_wipe};
+    const detail::Generation parents = one.look().generation;
+    CHECK(parents == other.look().generation);
+    Child child{[&] {
+        detail::Forks late{can_wipe};
+        return one.look().generation == other.look().generation && late.look().generation != parents;
+    }};
+    CHECK(child.was_well());
+}
+
 TEST_CASE("the threads of a child that notice it at once agree on its number", "[process]") {
     const bool can_wipe = GENERATE(true, false);
     detail::Forks forks{can_wipe};
-    const unsigned parents = forks.look().generation;
+    const detail::Generation parents = forks.look().generation;
     for (int round = 0; round < 20; ++round) {
         Child child{[&] {
             constexpr int count = 4;
             std::atomic<int> ready{0}, first{0};
-            std::array<unsigned, count> numbers{};
+            std::array<detail::Generation, count> numbers{};
             std::vector<std::thread> threads;
-            for (unsigned& number : numbers)
+            for (detail::Generation& number : numbers)
                 threads.emplace_back([&] {
                     for (++ready; ready < count;) std::this_thread::yield();
                     const auto [generation, is_new] = forks.look();
@@ -269,7 +282,8 @@ TEST_CASE("the threads of a child that notice it at once agree on its number", "
                     first += is_new;
                 });
             for (std::thread& thread : threads) thread.join();
-            const bool agree = std::all_of(numbers.begin(), numbers.end(), [&](unsigned n) { return n == numbers[0]; });
+            const bool agree =
+                std::all_of(numbers.begin(), numbers.end(), [&](detail::Generation n) { return n == numbers[0]; });
             return agree && first == 1 && numbers[0] != parents;
         }};
         CHECK(child.was_well());

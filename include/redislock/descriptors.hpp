@@ -1,6 +1,8 @@
 /// The list of this process's open sockets, so that a forked child can close its copies, and those that are idle can be closed where the
-/// process has no descriptor left. It knows neither forks nor what a socket is for. tests/fork_test.cpp goes red if it is wrong.
+/// process has no descriptor left. It knows neither who has forked nor what a socket is for. tests/fork_test.cpp goes red if it is wrong.
 #pragma once
+
+#include "forks.hpp"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -32,7 +34,7 @@ public:
 
     /// Null where there is no memory, and for all but sockets: event and timer descriptors share one inode, so that nobody can tell
     /// ours from one that was opened later under the same number.
-    Entry* add(int fd, unsigned generation) noexcept {
+    Entry* add(int fd, Generation generation) noexcept {
         struct stat status {};
         if (::fstat(fd, &status) != 0 || !S_ISSOCK(status.st_mode)) return nullptr;
         Entry* const entry = free_entry(generation);
@@ -45,7 +47,7 @@ public:
     }
 
     /// The descriptor is closed before the entry is free: a child that is forked in between compares it, and leaves it alone.
-    void close(Entry& entry, unsigned generation) noexcept {
+    void close(Entry& entry, Generation generation) noexcept {
         for (std::uint64_t current = entry.mark_.load();;) {
             if (current == mark(generation, State::used)) {
                 ::close(entry.fd_);
@@ -62,17 +64,17 @@ public:
     }
 
     /// From now on it may be closed by close_spare(), until it is taken back.
-    void spare(Entry& entry, unsigned generation) noexcept { entry.mark_.store(mark(generation, State::spare)); }
+    void spare(Entry& entry, Generation generation) noexcept { entry.mark_.store(mark(generation, State::spare)); }
 
     /// False: it was closed meanwhile.
-    bool take_back(Entry& entry, unsigned generation) noexcept {
+    bool take_back(Entry& entry, Generation generation) noexcept {
         std::uint64_t current = mark(generation, State::spare);
         return entry.mark_.compare_exchange_strong(current, mark(generation, State::used)) ||
                current == mark(generation, State::used);
     }
 
     /// Closes all that can be spared. False: there was none.
-    bool close_spare(unsigned generation) noexcept {
+    bool close_spare(Generation generation) noexcept {
         bool any = false;
         for_each([&](Entry& entry) {
             std::uint64_t current = mark(generation, State::spare);
@@ -87,12 +89,12 @@ public:
 
     /// In a child, by one thread: closes its copies of what its ancestors have opened. Nothing is sent, and nothing changes for them. A
     /// number that belongs to another file by now is left alone.
-    void close_inherited(unsigned generation) noexcept {
+    void close_inherited(Generation generation) noexcept {
         const int before = errno;
         for_each([generation](Entry& entry) {
             const std::uint64_t current = entry.mark_.load();
             if (current == 0 || current >> state_bits == generation) return;
-            const bool is_open = current != mark(static_cast<unsigned>(current >> state_bits), State::adding);
+            const bool is_open = current != mark(current >> state_bits, State::adding);
             if (is_open && is_same(entry)) ::close(entry.fd_);
             entry.mark_.store(0);
         });
@@ -104,8 +106,8 @@ private:
     enum class State : std::uint64_t { free, adding, used, spare, closing, closed, left };
     static constexpr unsigned state_bits = 8;
 
-    static constexpr std::uint64_t mark(unsigned generation, State state) noexcept {
-        return std::uint64_t{generation} << state_bits | static_cast<std::uint64_t>(state);
+    static constexpr std::uint64_t mark(Generation generation, State state) noexcept {
+        return generation << state_bits | static_cast<std::uint64_t>(state);
     }
 
     struct Chunk {
@@ -119,7 +121,7 @@ private:
             for (Entry& entry : chunk->entries) act(entry);
     }
 
-    Entry* free_entry(unsigned generation) noexcept {
+    Entry* free_entry(Generation generation) noexcept {
         for (Chunk* chunk = &first_;;) {
             for (Entry& entry : chunk->entries) {
                 std::uint64_t current = 0;

@@ -13,7 +13,11 @@
 
 namespace redislock::detail {
 
-/// A number that is another one in a forked child. It stands in a page that the kernel fills with zeros in a child (MADV_WIPEONFORK),
+/// By what a process knows itself again. It is made of the pid, so that several copies of the library in a process agree on it, and of a
+/// count, for pids repeat.
+using Generation = std::uint64_t;
+
+/// A Generation that is another one in a forked child. It stands in a page that the kernel fills with zeros in a child (MADV_WIPEONFORK),
 /// so that no handler is needed, which could run too late, or not at all. A child that shares its parent's memory, as after vfork(), is the
 /// same to us.
 ///
@@ -30,10 +34,10 @@ public:
     Forks& operator=(const Forks&) = delete;
 
     /// This process's number; 0: look().
-    unsigned known() const noexcept { return page_.load(std::memory_order_acquire)->load(std::memory_order_acquire); }
+    Generation known() const noexcept { return page_.load(std::memory_order_acquire)->load(std::memory_order_acquire); }
 
     struct Look {
-        unsigned generation;
+        Generation generation;
         bool is_new; ///< nobody in this process has seen it before
     };
 
@@ -53,25 +57,30 @@ public:
     }
 
 private:
-    using Page = std::atomic<unsigned>;
+    using Page = std::atomic<Generation>;
+    static constexpr unsigned pid_bits = 22; // PID_MAX_LIMIT of Linux
 
     /// `last_` is ahead of what is put into the page, whenever another thread forks: no child repeats a number of its ancestors'.
     Look numbered(Page& page) noexcept {
-        unsigned number = 0;
-        const unsigned next = last_.fetch_add(1) + 1;
+        Generation number = 0;
+        const Generation next = next_for(pid());
         if (page.compare_exchange_strong(number, next)) return {next, true};
         return {number, false};
     }
 
-    /// Never cached, as older C libraries do.
     Look look_at_pid() noexcept {
-        const auto pid = static_cast<std::uint64_t>(::syscall(SYS_getpid));
-        for (std::uint64_t seen = seen_.load();;) {
-            if (seen >> 32 == pid) return {static_cast<unsigned>(seen), false};
-            const unsigned next = last_.fetch_add(1) + 1;
-            if (seen_.compare_exchange_strong(seen, pid << 32 | next)) return {next, true};
+        const Generation own = pid();
+        for (Generation seen = seen_.load();;) {
+            if (seen % (Generation{1} << pid_bits) == own) return {seen, false};
+            const Generation next = next_for(own);
+            if (seen_.compare_exchange_strong(seen, next)) return {next, true};
         }
     }
+
+    Generation next_for(Generation pid) noexcept { return Generation{last_.fetch_add(1) + 1} << pid_bits | pid; }
+
+    /// Not the C library's, for older ones remember it.
+    static Generation pid() noexcept { return static_cast<Generation>(::syscall(SYS_getpid)); }
 
     /// Once, for all threads and children.
     Page* mapped() noexcept {
@@ -96,8 +105,8 @@ private:
 
     Page unmapped_{0}, refused_{0}; ///< stand for a page that isn't there yet, or never will be
     std::atomic<Page*> page_{&unmapped_};
-    std::atomic<unsigned> last_{0};
-    std::atomic<std::uint64_t> seen_{0}; ///< without a page: the pid of who looked last, and its number
+    std::atomic<std::uint32_t> last_{0};
+    std::atomic<Generation> seen_{0}; ///< without a page: of who looked last
     const bool can_wipe_;
 };
 

@@ -149,8 +149,8 @@ public:
 private:
     struct Locked {
         explicit Locked(ProcessLingering& of) noexcept : what{of} {
-            const unsigned own = generation();
-            for (unsigned other = 0; !what.locked_by_.compare_exchange_weak(other, own);) {
+            const Generation own = generation();
+            for (Generation other = 0; !what.locked_by_.compare_exchange_weak(other, own);) {
                 if (other != own) continue; // the lock of a process that isn't ours
                 other = 0;
                 ::sched_yield();
@@ -165,8 +165,9 @@ private:
         ProcessLingering& what;
     };
 
-    std::atomic<unsigned> locked_by_{0};
-    unsigned generation_ = 0, shares_ = 0;
+    std::atomic<Generation> locked_by_{0};
+    Generation generation_ = 0;
+    unsigned shares_ = 0;
     LingeringSockets* sockets_ = nullptr;
 };
 [[gnu::visibility("default")]] inline constinit ProcessLingering process_lingering{};

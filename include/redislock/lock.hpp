@@ -189,7 +189,7 @@ private:
     struct State : detail::Claim<B> {
         using detail::Claim<B>::Claim;
         TimePoint granted{}; ///< when
-        const unsigned generation = detail::generation();
+        const detail::Generation generation = detail::generation();
     };
 
     /// In a forked child the parent's lease is none of ours.

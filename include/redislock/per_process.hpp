@@ -50,7 +50,7 @@ public:
 
 private:
     struct Entry : T {
-        const unsigned generation = detail::generation();
+        const Generation generation = detail::generation();
         std::unique_ptr<Entry> parents{};
     };
 

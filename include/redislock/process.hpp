@@ -19,15 +19,15 @@ struct Process {
 [[gnu::visibility("default")]] inline constinit Process process{};
 
 /// Of a process that was not known: a new one, or a forked child.
-[[gnu::cold]] inline unsigned look_again() noexcept {
+[[gnu::cold]] inline Generation look_again() noexcept {
     const auto [generation, is_new] = process.forks.look();
     if (is_new) process.descriptors.close_inherited(generation);
     return generation;
 }
 
 /// A number that is another one in a forked child: what remembers an older one belongs to the parent. A nanosecond.
-inline unsigned generation() noexcept {
-    const unsigned known = process.forks.known();
+inline Generation generation() noexcept {
+    const Generation known = process.forks.known();
     return known != 0 ? known : look_again();
 }
 
@@ -87,7 +87,7 @@ public:
 
 private:
     int fd_ = -1;
-    unsigned generation_ = 0;
+    Generation generation_ = 0;
     Descriptors::Entry* entry_ = nullptr;
 };
 

@@ -129,7 +129,7 @@ private:
                 shared.untold.pop_front();
                 becomes(Herald::State::telling);
                 guard.unlock();
-                const unsigned before = generation();
+                const Generation before = generation();
                 engine.as_program([&] { message.tell(); });
                 message = {};
                 if (before != generation()) return; // in a child that it has forked: see Renewer
@@ -273,7 +273,7 @@ private:
     std::deque<Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
-    const unsigned generation_ = generation();
+    const Generation generation_ = generation();
     typename Engine::Thread thread_;
 };
 
