@@ -34,9 +34,9 @@ public:
     explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, ways_{nodes} {}
 
     void send(Renewal renewal) {
-        const std::size_t first = ways_.first(renewal.holding->options.min_replicas);
+        const unsigned replicas = renewal.holding->options.min_replicas;
         const auto ballot = std::make_shared<Ballot<Asked>>(static_cast<unsigned>(nodes_), std::move(renewal));
-        for (std::size_t n = 0; n < nodes_; ++n) ways_.all[first + n].send({ballot, n});
+        for (std::size_t n = 0; n < nodes_; ++n) ways_.to(n, replicas).send({ballot, n});
     }
 
     template <class Answered>

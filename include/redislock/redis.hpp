@@ -35,7 +35,7 @@ public:
     explicit ServerPort(const Server& server) : ways_{{&server}} {}
 
     void send(Renewal renewal) {
-        Channel<Renewal>& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
+        Channel<Renewal>& way = ways_.to(0, renewal.holding->options.min_replicas);
         way.send(std::move(renewal));
     }
     template <class Answered>
