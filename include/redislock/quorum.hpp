@@ -107,6 +107,7 @@ public:
     }
     Quorum(const Quorum&) = delete;
     Quorum& operator=(const Quorum&) = delete;
+    ~Quorum() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
@@ -240,6 +241,7 @@ private:
     } catch (...) { // no room for it: it's closed
     }
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     detail::Electorate<Node> electorate_;
     const std::vector<Node*>& nodes_ = electorate_.nodes;
     detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<Party>>>> idle_;

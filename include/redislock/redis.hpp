@@ -72,6 +72,7 @@ public:
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
+    ~Redis() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
@@ -184,6 +185,7 @@ private:
         idle.swap(forgotten);
     }
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;
