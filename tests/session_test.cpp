@@ -1,5 +1,5 @@
-// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and the one
-// that does not.
+// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and
+// the one that does not.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "troubles.hpp"
@@ -272,8 +272,9 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
 
 TEST_CASE("an extension that is overdue is answered alone, and its reply is nobody else's", "[session]") {
     std::promise<void> late;
-    const FakeServer fake{[&](Peer& peer, int) {
+    const FakeServer fake{[&](Peer& peer, int nth) {
         peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
         late.get_future().wait();
         peer.send(":-1\r\n:1\r\n");
         peer.read();
@@ -285,11 +286,11 @@ TEST_CASE("an extension that is overdue is answered alone, and its reply is nobo
     const std::size_t patient = talk.ask(later(now(), 60s));
     const Answer overdue = talk.answer(impatient);
     CHECK((is_late(overdue) && overdue.verdict == Verdict::unknown));
-    CHECK_FALSE(talk.is_answered(patient));
+    REQUIRE_FALSE(talk.is_answered(patient));
     CHECK(talk.channel().in_doubt());
     CHECK(talk.channel().due() > now() + generous);
     late.set_value();
-    CHECK(talk.answer(patient).verdict == Verdict::yes);
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
     CHECK_FALSE(talk.channel().in_doubt());
     CHECK(talk.answer(talk.ask(later(now(), 60s))).why.code == Errc::stolen);
     CHECK(fake.connections() == 1);
@@ -299,7 +300,7 @@ TEST_CASE("a reply that says the connection is of no use is heard, though its qu
     std::promise<void> late;
     const FakeServer fake{[&](Peer& peer, int nth) {
         peer.read();
-        if (nth > 0) return says({})(peer, nth);
+        if (nth > 0) return peer.wait_for_the_end();
         late.get_future().wait();
         peer.send("-READONLY You can't write against a read only replica.\r\n");
         peer.wait_for_the_end();
@@ -332,8 +333,9 @@ TEST_CASE("a connection on which nobody waits any longer for an overdue answer i
 TEST_CASE("the impatient do not keep a connection from being made, and are not sent when it is", "[session]") {
     std::promise<void> late;
     std::promise<std::string> asked;
-    const FakeServer fake{[&](Peer& peer, int) {
+    const FakeServer fake{[&](Peer& peer, int nth) {
         peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
         late.get_future().wait();
         peer.send("+OK\r\n");
         asked.set_value(peer.read());
@@ -348,7 +350,7 @@ TEST_CASE("the impatient do not keep a connection from being made, and are not s
         CHECK(talk.channel().due() > now() + generous);
     }
     late.set_value();
-    CHECK(talk.answer(patient).verdict == Verdict::yes);
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
     const std::string commands = asked.get_future().get();
     CHECK(commands.find("EVAL") == commands.rfind("EVAL"));
     CHECK(fake.connections() == 1);
@@ -360,8 +362,9 @@ TEST_CASE("a question about replicas has the time of the most patient, and stays
         GENERATE(false, true); // whether the impatient are overdue before the first reply, or behind it
     std::promise<void> asked, sent, late;
     std::string commands;
-    const FakeServer fake{[&](Peer& peer, int) {
+    const FakeServer fake{[&](Peer& peer, int nth) {
         peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
         asked.get_future().wait();
         peer.send("+OK\r\n"); // so that the three go out together
         while (commands.find("WAIT") == commands.npos) commands += peer.read();
@@ -383,7 +386,7 @@ TEST_CASE("a question about replicas has the time of the most patient, and stays
     CHECK(is_late(talk.answer(first)));
     sent.get_future().wait();
     late.set_value();
-    CHECK(talk.answer(patient).verdict == Verdict::yes);
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
     CHECK(talk.answer(talk.ask(later(now(), 60s), 1)).why.code == Errc::no_replicas);
     CHECK(commands.find("WAIT\r\n$1\r\n1\r\n$3\r\n500\r\n") != commands.npos); // its recheck, for it has 60 s
     CHECK(fake.connections() == 1);

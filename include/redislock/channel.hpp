@@ -1,5 +1,5 @@
-/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of them
-/// under way, each with a deadline of its own. It knows nothing of why they are asked.
+/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of
+/// them under way, each with a deadline of its own. It knows nothing of why they are asked.
 /// tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -23,15 +23,15 @@ inline std::string command_of(const Request& request, bool in_full) {
 }
 
 /// Opens itself when there is something to send, and anew after a failure, with the next address. Not thread-safe.
-/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered. It can be copied
-/// where it asks for replicas.
+/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered. It can
+/// be copied where it asks for replicas.
 template <class Errand>
 class Channel {
 public:
     explicit Channel(const Server& server) : server_{server} {}
 
-    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited
-    /// for, whatever becomes of it.
+    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not
+    /// waited for, whatever becomes of it.
     template <class Channels>
     static void wait(const Deadline& deadline, const Channels& channels) {
         std::array<pollfd, 64> entries{{{deadline.stop, POLLIN, 0}}};
@@ -58,12 +58,12 @@ public:
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
-    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for
-    /// those who have more time; a new question had better take another one.
+    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is
+    /// kept for those who have more time; a new question had better take another one.
     bool in_doubt() const noexcept { return in_doubt_; }
 
-    /// How many answers are still to come, also to extensions that are overdue; and whether one to a question with this token,
-    /// or to any acquire.
+    /// How many answers are still to come, also to extensions that are overdue; and whether one to a question with this
+    /// token, or to any acquire.
     std::size_t owed() const noexcept { return under_way_.size() + durable_.size() + refused_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -78,8 +78,8 @@ public:
         if (phase_ == Phase::ready && request.verb == Verb::acquire && now() < votes_from_)
             return refused_.push_back(std::move(errand));
         const bool is_script = request.verb != Verb::acquire || !is_plain(request);
-        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
-        // where nobody waits for the answer, there may be nobody to send it again.
+        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it.
+        // And where nobody waits for the answer, there may be nobody to send it again.
         const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
         const bool in_full = !knows || !request.wants_answer;
         const std::size_t before = out_.size();
@@ -95,8 +95,8 @@ public:
         due_ = std::min(due_, request.deadline.at);
     }
 
-    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for one that
-    /// was never sent, an *unknown* for one whose answer does not come in time.
+    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for
+    /// one that was never sent, an *unknown* for one whose answer does not come in time.
     template <class Answered>
     void advance(TimePoint now, Answered&& answered) {
         for (Errand& errand : std::exchange(refused_, {}))
@@ -188,9 +188,9 @@ private:
     /// Somebody waits for the answer. A question about replicas is nobody's own: its answer is for those in durable_.
     static bool is_awaited(const Sent& sent) noexcept { return !sent.is_wait && !sent.is_answered; }
 
-    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the impatient. False:
-    /// there are no others, or an acquire or a release is overdue, behind which there is something to be sent: the connection
-    /// is to be given up.
+    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the
+    /// impatient. False: there are no others, or an acquire or a release is overdue, behind which there is something to
+    /// be sent: the connection is to be given up.
     template <class Answered>
     bool outlasts_overdue(TimePoint now, Answered& answered) {
         bool any = false, others = false, only_extensions = true;
@@ -279,8 +279,8 @@ private:
         return true;
     }
 
-    /// What has waited for the connection goes out. Not so what nobody waits for any more, nor the acquires that are refused, or
-    /// whose time is up: nobody would release what is only granted now.
+    /// What has waited for the connection goes out. Not so what nobody waits for any more, nor the acquires that are
+    /// refused, or whose time is up: nobody would release what is only granted now.
     template <class Answered>
     void begin(Answered& answered) {
         const TimePoint time = detail::now();
@@ -388,8 +388,9 @@ private:
         return true;
     }
 
-    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind. Of
-    /// what waits for the end of the greeting the releases are sent, for they do no harm wherever it leads to.
+    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released
+    /// behind. Of what waits for the end of the greeting the releases are sent, for they do no harm wherever it leads
+    /// to.
     void leave() {
         const bool ready = phase_ == Phase::ready;
         std::string last_words = ready ? out_ : hello_;

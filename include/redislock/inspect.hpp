@@ -8,8 +8,8 @@
 
 namespace redislock {
 
-/// Who has the key now; nothing if it is free. What is told may be over as it is read. Of a long value there is the beginning.
-/// Blocks for at most `answer_timeout`. Throws std::system_error as RedisLock does, and Errc::bad_key.
+/// Who has the key now; nothing if it is free. What is told may be over as it is read. Of a long value there is the
+/// beginning. Blocks for at most `answer_timeout`. Throws std::system_error as RedisLock does, and Errc::bad_key.
 template <Backend B, class Rep = Millis::rep, class Period = Millis::period>
 [[nodiscard]] std::optional<Holder> inspect(B& backend, std::string_view key,
                                             std::chrono::duration<Rep, Period> answer_timeout = Millis{1'000}) {
@@ -22,9 +22,9 @@ template <Backend B, class Rep = Millis::rep, class Period = Millis::period>
     raise(answer.why);
 }
 
-/// Deletes the key, if it holds this token: compare-and-delete, so that a lease that was granted meanwhile is left alone. The
-/// holder, if it still lives, learns of it at its next renewal or release; those who wait have their turn at once.
-/// Blocks for at most `answer_timeout`. Throws Errc::bad_key.
+/// Deletes the key, if it holds this token: compare-and-delete, so that a lease that was granted meanwhile is left
+/// alone. The holder, if it still lives, learns of it at its next renewal or release; those who wait have their turn at
+/// once. Blocks for at most `answer_timeout`. Throws Errc::bad_key.
 template <Backend B, class Rep = Millis::rep, class Period = Millis::period>
 Unlocked force_unlock(B& backend, std::string_view key, const Token& token,
                       std::chrono::duration<Rep, Period> answer_timeout = Millis{1'000}) {

@@ -1,5 +1,5 @@
-/// Which connection a renewal travels on. It knows nothing of what a connection does; tests/session_test.cpp goes red if it is
-/// wrong.
+/// Which connection a renewal travels on. It knows nothing of what a connection does; tests/session_test.cpp goes red
+/// if it is wrong.
 #pragma once
 
 #include "types.hpp"
@@ -10,16 +10,17 @@
 
 namespace redislock::detail {
 
-/// Channels to each of some places, and others for each number of replicas: WAIT blocks everything behind it. And where a channel
-/// is in doubt, another one to the same place: a connection that is dead must not hold up what is asked from now on, and those
-/// under way on one that is only slow are not to lose it for the sake of an impatient one.
+/// Channels to each of some places, and others for each number of replicas: WAIT blocks everything behind it. And where
+/// a channel is in doubt, another one to the same place: a connection that is dead must not hold up what is asked from
+/// now on, and those under way on one that is only slow are not to lose it for the sake of an impatient one.
 template <class Channel, class Place>
 class Ways {
 public:
     explicit Ways(std::vector<Place*> places) : places_{std::move(places)} {}
 
-    /// The channel to the nth place for the next question that waits for so many replicas. The first one that is not in doubt, or
-    /// a new one; where that would be more than `most`, the last: in time the others are given up, and then used anew.
+    /// The channel to the nth place for the next question that waits for so many replicas. The first one that is not in
+    /// doubt, or a new one; where that would be more than `most`, the last: in time the others are given up, and then
+    /// used anew.
     Channel& to(std::size_t nth, unsigned replicas) {
         const std::pair label{nth, replicas};
         Channel* last = nullptr;
