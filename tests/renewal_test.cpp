@@ -1,6 +1,6 @@
 // The life of a lease: it is renewed while it is held, and its loss is told before anybody else can have it.
 #include "catch.hpp"
-#include "redis_server.hpp"
+#include "proxy.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -320,6 +320,35 @@ TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal
     CHECK_FALSE(of_b.told());
     CHECK(b.owns_lock());
     stuck.go_on();
+}
+
+TEST_CASE("renewals that nobody can answer in time do not hold up the others of their connection", "[redis][renewal]") {
+    test::RedisServer server;
+    test::Proxy proxy{server.socket_path()};
+    Redis redis{proxy.uri()};
+    std::deque<RedisLock<Redis>> impatient;
+    for (int i = 0; i < 20; ++i) {
+        const Options options{.ttl = Millis{1500 + 37 * i}, .answer_timeout = 5ms};
+        RedisLock<Redis>& lock = impatient.emplace_back(redis, std::to_string(i), options, std::defer_lock);
+        for (bool locked = false; !locked;) try {
+                locked = lock.try_lock();
+            } catch (const std::system_error&) { // 5 ms are not much on a busy machine
+            }
+    }
+    RedisLock patient{redis, "k", 3s};
+    const Watch watch{redis, patient.lost()};
+    SECTION("the server is far") { proxy.set(test::Proxy::Mode::delay, 60ms); }
+    SECTION("and a connection is dead, in silence") {
+        proxy.set(test::Proxy::Mode::delay, 60ms);
+        detail::wait(-1, 0, now() + 1200ms); // until then it has been renewed
+        proxy.strike_at({test::Proxy::Fault::Kind::stall, test::Proxy::Way::up, 0});
+    }
+    for (const TimePoint limit = now() + 6s; now() < limit && !watch.told();) detail::wait(-1, 0, now() + 10ms);
+    CHECK_FALSE(watch.told());
+    CHECK(patient.owns_lock());
+    for (const RedisLock<Redis>& lock : impatient) CHECK_FALSE(lock.owns_lock());
+    proxy.set(test::Proxy::Mode::forward);
+    CHECK(patient.unlock() == Unlocked::confirmed);
 }
 
 TEST_CASE("a callback that runs on does not hold up the end of its lock and its backend", "[renewal]") {

@@ -1,5 +1,5 @@
-/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of them
-/// under way. It knows nothing of why they are asked.
+/// A connection on which nothing ever waits: questions go out and answers come in as the socket permits, any number of
+/// them under way, each with a deadline of its own. It knows nothing of why they are asked.
 /// tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -23,14 +23,15 @@ inline std::string command_of(const Request& request, bool in_full) {
 }
 
 /// Opens itself when there is something to send, and anew after a failure, with the next address. Not thread-safe.
-/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered.
+/// Errand: whatever has a `request()`, and owns what that refers to; its deadline is when it is to be answered. It can
+/// be copied where it asks for replicas.
 template <class Errand>
 class Channel {
 public:
     explicit Channel(const Server& server) : server_{server} {}
 
-    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited for,
-    /// whatever becomes of it.
+    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not
+    /// waited for, whatever becomes of it.
     template <class Channels>
     static void wait(const Deadline& deadline, const Channels& channels) {
         std::array<pollfd, 64> entries{{{deadline.stop, POLLIN, 0}}};
@@ -51,13 +52,18 @@ public:
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
         if (pausing_ || !refused_.empty()) return TimePoint{};
-        return is_opening() ? std::min(due_, open_by_) : due_;
+        return is_opening() && tried_ < server_.endpoints.size() ? std::min(due_, open_by_) : due_;
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
-    /// How many answers are still to come; and whether one to a question with this token, or to any acquire.
+    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is
+    /// kept for those who have more time; a new question had better take another one.
+    bool in_doubt() const noexcept { return in_doubt_; }
+
+    /// How many answers are still to come, also to extensions that are overdue; and whether one to a question with this
+    /// token, or to any acquire.
     std::size_t owed() const noexcept { return under_way_.size() + durable_.size() + refused_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -72,8 +78,8 @@ public:
         if (phase_ == Phase::ready && request.verb == Verb::acquire && now() < votes_from_)
             return refused_.push_back(std::move(errand));
         const bool is_script = request.verb != Verb::acquire || !is_plain(request);
-        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it. And
-        // where nobody waits for the answer, there may be nobody to send it again.
+        // A name that the server has forgotten costs another way to and fro: here the first use of a script teaches it.
+        // And where nobody waits for the answer, there may be nobody to send it again.
         const bool knows = !is_script || std::exchange(knows_[static_cast<std::size_t>(request.verb)], true);
         const bool in_full = !knows || !request.wants_answer;
         const std::size_t before = out_.size();
@@ -89,8 +95,8 @@ public:
         due_ = std::min(due_, request.deadline.at);
     }
 
-    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for one that
-    /// was never sent, an *unknown* for one whose answer will not come.
+    /// Goes on as far as that needs no waiting. Each errand is put before `answered`, with an Answer, once: a *no* for
+    /// one that was never sent, an *unknown* for one whose answer does not come in time.
     template <class Answered>
     void advance(TimePoint now, Answered&& answered) {
         for (Errand& errand : std::exchange(refused_, {}))
@@ -107,7 +113,7 @@ public:
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_), answered);
-        if (!pausing_ && due_ <= now && is_overdue(now)) fail({Errc::timed_out, "waiting for a reply"}, answered);
+        if (!pausing_ && due_ <= now && !outlasts_overdue(now, answered)) fail(too_late(), answered);
     }
 
 private:
@@ -117,6 +123,7 @@ private:
     struct Sent {
         Errand errand;
         bool in_full = false, is_wait = false;
+        bool is_answered = false; ///< for it was overdue: its reply is skipped
     };
 
     pollfd entry() const noexcept {
@@ -129,6 +136,7 @@ private:
         phase_ = Phase::closed;
         knows_ = {};
         votes_from_ = {};
+        in_doubt_ = false;
         due_ = TimePoint::max();
     }
 
@@ -175,11 +183,52 @@ private:
         return true;
     }
 
-    bool is_overdue(TimePoint now) noexcept {
+    static Failure too_late() { return {Errc::timed_out, "waiting for a reply"}; }
+
+    /// Somebody waits for the answer. A question about replicas is nobody's own: its answer is for those in durable_.
+    static bool is_awaited(const Sent& sent) noexcept { return !sent.is_wait && !sent.is_answered; }
+
+    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the
+    /// impatient. False: there are no others, or an acquire or a release is overdue, behind which there is something to
+    /// be sent: the connection is to be given up.
+    template <class Answered>
+    bool outlasts_overdue(TimePoint now, Answered& answered) {
+        bool any = false, others = false, only_extensions = true;
         due_ = TimePoint::max();
-        for (const auto& [errand, answer] : durable_) due_ = std::min(due_, errand.request().deadline.at);
-        for (const Sent& sent : under_way_) due_ = std::min(due_, sent.errand.request().deadline.at);
-        return due_ <= now;
+        const auto look_at = [&](const Request& request) {
+            const bool is_overdue = request.deadline.at <= now;
+            if (!is_overdue) due_ = std::min(due_, request.deadline.at);
+            if (is_overdue && request.verb != Verb::extend) only_extensions = false;
+            (is_overdue ? any : others) = true;
+        };
+        for (const auto& [errand, answer] : durable_) look_at(errand.request());
+        for (const Sent& sent : under_way_)
+            if (is_awaited(sent)) look_at(sent.errand.request());
+        if (!any) return true;
+        if (!others || !only_extensions) return false;
+        in_doubt_ = true;
+        answer_overdue(now, answered);
+        return true;
+    }
+
+    template <class Answered>
+    void answer_overdue(TimePoint now, Answered& answered) {
+        const auto is_overdue = [now](const Errand& errand) { return errand.request().deadline.at <= now; };
+        const Answer answer{phase_ == Phase::ready ? Verdict::unknown : Verdict::no, too_late()};
+        for (Sent& sent : under_way_)
+            if (is_awaited(sent) && is_overdue(sent.errand)) {
+                sent.is_answered = true;
+                answered(sent.errand, answer);
+            }
+        for (auto one = durable_.begin(); one != durable_.end();) {
+            if (!is_overdue(one->first)) {
+                ++one;
+                continue;
+            }
+            const Errand errand = std::move(one->first);
+            one = durable_.erase(one);
+            answered(errand, answer);
+        }
     }
 
     /// False: not all could be sent, or the connection has failed.
@@ -191,10 +240,10 @@ private:
         return good && bytes.empty();
     }
 
-    /// One question about the replicas does for all that go out together.
+    /// One question about the replicas does for all that go out together, and has the time of the most patient of them.
     void flush_questions(TimePoint now) {
         if (const unsigned replicas = std::exchange(waits_for_, 0)) {
-            Sent wait{under_way_.back().errand, false, true};
+            Sent wait{most_patient(), false, true};
             Request request = wait.errand.request();
             request.replicas = replicas;
             const std::string command = replicas_command(request, now);
@@ -203,6 +252,18 @@ private:
             out_ += command;
         }
         flush(out_);
+    }
+
+    /// Of those that want replicas and have gone out since the last question about them.
+    const Errand& most_patient() const {
+        auto sent = under_way_.rbegin();
+        const Errand* most = &sent->errand;
+        for (; sent != under_way_.rend() && !sent->is_wait; ++sent) {
+            const Request request = sent->errand.request(), other = most->request();
+            if (request.replicas > 0 && (other.replicas == 0 || request.deadline.at > other.deadline.at))
+                most = &sent->errand;
+        }
+        return *most;
     }
 
     bool greeted() {
@@ -218,32 +279,35 @@ private:
         return true;
     }
 
-    /// What has waited for the connection goes out. Not so the acquires that are refused, or whose time is up: nobody would release
-    /// what is only granted now.
+    /// What has waited for the connection goes out. Not so what nobody waits for any more, nor the acquires that are
+    /// refused, or whose time is up: nobody would release what is only granted now.
     template <class Answered>
     void begin(Answered& answered) {
         const TimePoint time = detail::now();
-        const auto is_dropped = [&](const Request& request) {
-            return request.verb == Verb::acquire && (time < votes_from_ || request.deadline.at <= time);
+        const auto is_dropped = [&](const Sent& sent) {
+            const Request& request = sent.errand.request();
+            return sent.is_answered ||
+                   (request.verb == Verb::acquire && (time < votes_from_ || request.deadline.at <= time));
         };
-        if (owes(is_dropped)) {
+        if (std::any_of(under_way_.begin(), under_way_.end(), is_dropped)) {
             std::string rest;
             for (const Sent& sent : under_way_)
-                if (!is_dropped(sent.errand.request())) rest += command_of(sent.errand.request(), true);
+                if (!is_dropped(sent)) rest += command_of(sent.errand.request(), true);
             out_ = std::move(rest);
             waits_for_ = 0;
             for (auto sent = under_way_.begin(); sent != under_way_.end();) {
                 sent->in_full = true;
-                if (!is_dropped(sent->errand.request())) {
+                if (!is_dropped(*sent)) {
                     waits_for_ = std::max(waits_for_, sent->errand.request().replicas);
                     ++sent;
                     continue;
                 }
-                const Errand errand = std::move(sent->errand);
+                const Sent dropped = std::move(*sent);
                 sent = under_way_.erase(sent);
-                --acquires_;
+                acquires_ -= counts(dropped);
+                if (dropped.is_answered) continue;
                 const Failure late{Errc::timed_out, "connecting"};
-                answered(errand, Answer{Verdict::no, time < votes_from_ ? restarted(votes_from_, time) : late});
+                answered(dropped.errand, Answer{Verdict::no, time < votes_from_ ? restarted(votes_from_, time) : late});
             }
         }
         phase_ = Phase::ready;
@@ -262,9 +326,11 @@ private:
             Sent sent = std::move(under_way_.front());
             under_way_.pop_front();
             acquires_ -= counts(sent);
+            in_doubt_ = false;
             if (sent.is_wait) {
                 settle(*reply, answered);
-            } else if (is_noscript(*reply) && !is_undone(sent.errand.request()) && !std::exchange(sent.in_full, true)) {
+            } else if (is_noscript(*reply) && !sent.is_answered && !is_undone(sent.errand.request()) &&
+                       !std::exchange(sent.in_full, true)) {
                 const std::string command = command_of(sent.errand.request(), true);
                 out_.reserve(out_.size() + command.size());
                 waits_for_ = std::max(waits_for_, sent.errand.request().replicas);
@@ -276,6 +342,7 @@ private:
                 const Request& request = sent.errand.request();
                 Answer answer = meaning_of(request, *reply);
                 if (ends_connection(answer)) connection_.refuse(answer.why);
+                if (sent.is_answered) continue;
                 if (answer.verdict == Verdict::yes && request.replicas > 0)
                     durable_.emplace_back(std::move(sent.errand), std::move(answer));
                 else
@@ -308,7 +375,7 @@ private:
         waits_for_ = 0;
         for (auto& [errand, answer] : std::exchange(durable_, {})) answered(errand, Answer{Verdict::unknown, why});
         for (Sent& sent : std::exchange(under_way_, {}))
-            if (!sent.is_wait) {
+            if (is_awaited(sent)) {
                 const bool may_be_done = was_ready || (leaves && is_release(sent));
                 answered(sent.errand, Answer{may_be_done ? Verdict::unknown : Verdict::no, why});
             }
@@ -321,8 +388,9 @@ private:
         return true;
     }
 
-    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released behind. Of what
-    /// waits for the end of the greeting the releases are sent, for they do no harm wherever it leads to.
+    /// What was not answered in time is still carried out, whenever the server comes to it; acquires are released
+    /// behind. Of what waits for the end of the greeting the releases are sent, for they do no harm wherever it leads
+    /// to.
     void leave() {
         const bool ready = phase_ == Phase::ready;
         std::string last_words = ready ? out_ : hello_;
@@ -339,7 +407,8 @@ private:
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
     TimePoint open_by_{};
-    bool pausing_ = false;             ///< more may have been received than was read
+    bool pausing_ = false; ///< more may have been received than was read
+    bool in_doubt_ = false;
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     std::string hello_, out_;
     std::array<bool, 3> knows_{}; ///< which scripts, by their verbs

@@ -37,6 +37,18 @@ inline std::string formatted(std::initializer_list<std::string_view> arguments) 
     return command;
 }
 
+/// Where the nth argument of such a command begins, from 0.
+inline std::size_t argument_at(std::string_view command, std::size_t nth) {
+    std::size_t at = command.find('\n') + 1;
+    for (;; --nth) {
+        std::size_t size = 0;
+        std::from_chars(command.data() + at + 1, command.data() + command.size(), size);
+        at = command.find('\n', at) + 1;
+        if (nth == 0) return at;
+        at += size + 2;
+    }
+}
+
 /// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is
 /// closed and stays so, and failure() says why. Not thread-safe. It raises no signal and changes no signal's handling.
 class Connection {

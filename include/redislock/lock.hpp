@@ -19,6 +19,9 @@ namespace redislock {
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
 /// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error but a
 /// `false`.
+///
+/// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these calls goes on,
+/// and ends at its next cancellation point after the call.
 template <Backend B>
 class RedisLock {
 public:
@@ -59,7 +62,7 @@ public:
         requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
     [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
-        : RedisLock{backend, key, Options{.ttl = ttl_only}, tags...} {}
+        : RedisLock{backend, key, Options{.ttl = detail::clamped(ttl_only)}, tags...} {}
     // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
@@ -109,10 +112,14 @@ public:
     /// outcome leaves no lock held. Blocks for at most the answer time-out; tries again while there is trouble.
     Unlocked unlock() noexcept { return let_go(true); }
 
-    /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
+    /// Lets the lease live for at least `span` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
     /// out of bounds, and EPERM; what becomes of the lease is the outcome, and after unknown it is as it was.
-    [[nodiscard]] Outcome extend(Millis ttl) {
+    template <class Rep, class Period>
+    requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
+    [[nodiscard]] Outcome extend(std::chrono::duration<Rep, Period> span) {
+        const detail::Uncancelled call;
+        const Millis ttl = detail::clamped(span);
         detail::check_ttl(ttl);
         detail::check_ttl(own().backend, ttl);
         const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
@@ -139,6 +146,7 @@ public:
     /// else's, as long as fewer than 64 do so. They may unlock, if nobody else uses the lock from then on. The first call for a lease that is
     /// not renewed may start a thread.
     [[nodiscard]] std::stop_token lost() {
+        const detail::Uncancelled call;
         State& state = own();
         if (state.held(state.backend.now()) && !state.kept()) share(state);
         auto [source, fresh] = state.listen();
@@ -202,6 +210,7 @@ private:
     }
 
     bool acquire(TimePoint give_up, const std::stop_token& stop) {
+        const detail::Uncancelled call;
         State& state = own();
         const TimePoint started = state.backend.now();
         if (state.held(started))
@@ -213,6 +222,7 @@ private:
     }
 
     void adopt(const Token& token) {
+        const detail::Uncancelled call;
         State& state = own();
         const TimePoint started = state.backend.now();
         state.adopt(token);
@@ -248,6 +258,7 @@ private:
 
     Outcome let_go(bool wants_answer) noexcept try {
         if (!holding()) return Outcome::not_held;
+        const detail::Uncancelled call;
         State& state = *state_;
         unshare(state);
         const TimePoint now = state.backend.now();

@@ -108,7 +108,7 @@ public:
                     if (!answer.is_busy()) locate(answer.why, *electorate_.nodes[n]);
                     Health& health = electorate_.health[n];
                     health.says(answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()});
-                    if (links_[n].is_closed())
+                    if (links_[n].is_closed() || links_[n].in_doubt())
                         health.failed(now);
                     else
                         health.answered();

@@ -35,7 +35,7 @@ public:
     explicit ServerPort(const Server& server) : ways_{{&server}} {}
 
     void send(Renewal renewal) {
-        Channel<Renewal>& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
+        Channel<Renewal>& way = ways_.to(0, renewal.holding->options.min_replicas);
         way.send(std::move(renewal));
     }
     template <class Answered>
@@ -71,6 +71,7 @@ public:
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
+    ~Redis() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
@@ -186,6 +187,7 @@ private:
         idle.swap(forgotten);
     }
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;

@@ -55,9 +55,24 @@ public:
         return reply == nullptr ? unanswered() : announced(request, *reply);
     }
 
-    /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known.
+    /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who may not run
+    /// scripts asks for the value in full, which may be more than a reply may have.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        if (!connection_.write(formatted({"GET", key}) + formatted({"PTTL", key}), deadline)) return not_sent();
+        const Answer answer = inspect_by(inspect_command(key), key, deadline, holder);
+        if (answer.why.code != Errc::no_permission) return answer;
+        return inspect_by(formatted({"GET", key}), key, deadline, holder);
+    }
+
+    /// While it is idle: see Connection.
+    void set_aside() noexcept { connection_.set_aside(); }
+    bool reusable() { return connection_.take_back() && connection_.reusable(); }
+    bool good() const noexcept { return connection_.good(); }
+    Descriptor take_lingering() noexcept { return connection_.take_lingering(); }
+    const Failure& failure() const noexcept { return failure_; }
+
+private:
+    Answer inspect_by(const std::string& command, std::string_view key, const Deadline& deadline, Holder& holder) {
+        if (!connection_.write(command + formatted({"PTTL", key}), deadline)) return not_sent();
         const Reply* value = connection_.read(deadline);
         if (value == nullptr) return unanswered();
         const bool is_string = value->type == REDIS_REPLY_STRING;
@@ -77,14 +92,6 @@ public:
         return answer;
     }
 
-    /// While it is idle: see Connection.
-    void set_aside() noexcept { connection_.set_aside(); }
-    bool reusable() { return connection_.take_back() && connection_.reusable(); }
-    bool good() const noexcept { return connection_.good(); }
-    Descriptor take_lingering() noexcept { return connection_.take_lingering(); }
-    const Failure& failure() const noexcept { return failure_; }
-
-private:
     Answer acquire(const Request& request) {
         const std::string_view last_words = undo(request);
         if (!send(request, acquire_(request, set_command))) return not_sent(request);

@@ -38,6 +38,7 @@ inline std::vector<Endpoint> resolve(const Address& address) {
         found.push_back(std::move(endpoint));
         return found;
     }
+    const Uncancelled call;
     addrinfo hints{};
     hints.ai_family = AF_UNSPEC;
     hints.ai_socktype = SOCK_STREAM;

@@ -30,11 +30,22 @@ struct LeaseClock {
 
 using TimePoint = LeaseClock::time_point;
 
+namespace detail {
+inline constexpr std::chrono::duration<double> a_century{3.15e9};
+
+/// The same in milliseconds, or the longest duration where that would overflow: to be refused, not to be wrapped around.
+template <class Rep, class Period>
+constexpr Millis clamped(std::chrono::duration<Rep, Period> span) noexcept {
+    const std::chrono::duration<double> seconds{span};
+    if (seconds > a_century) return Millis::max();
+    return seconds < -a_century ? Millis::min() : Millis{span};
+}
+} // namespace detail
+
 /// `start + span`, or the end of time where that would overflow.
 template <class Rep, class Period>
 constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> span) noexcept {
-    constexpr std::chrono::duration<double> a_century{3.15e9};
-    if (std::chrono::duration<double>{span} > a_century) return TimePoint::max();
+    if (std::chrono::duration<double>{span} > detail::a_century) return TimePoint::max();
     return start + std::chrono::ceil<TimePoint::duration>(std::max(span, std::chrono::duration<Rep, Period>::zero()));
 }
 
@@ -266,7 +277,9 @@ struct Options {
 
 /// Who has a key, as inspect() tells it.
 struct Holder {
-    std::string value;               ///< what the key holds; binary, and empty if it is no string
+    static constexpr std::size_t longest_value = 1024;
+
+    std::string value; ///< what the key holds, cut to `longest_value` bytes; binary, and empty if it is no string
     std::optional<Millis> remaining; ///< until the key goes by itself; nothing: it does not
 
     /// The proof of ownership, if the value can be one: for force_unlock(), or to be compared with a lock's own.

@@ -184,6 +184,7 @@ private:
         const bool by_sha = word == "EVALSHA";
         const std::string& script = words.at(1);
         if (script == announce_sha || script == announce_script) return ":50\r\n";
+        if (script == inspect_script) return "$5\r\nvalue\r\n";
         Question& question = asked(words.at(word == "SET" ? 2 : 4));
         peer.carried.push_back(&question);
         if (by_sha && question.fate == Fate::unknown_script) return "-NOSCRIPT No matching script.\r\n";
@@ -253,9 +254,10 @@ void send_and_advance(Redis& redis, std::deque<Question>& questions, bool all_at
         if (link.owed() == 0) server().act({}, true);
         question.from_now_on();
         link.send({&question});
-        for (advance(); !all_at_once && link.owed() > 0; advance()) link.wait({TimePoint::max()}, links);
+        for (advance(); !all_at_once && question.answers == 0; advance()) link.wait({TimePoint::max()}, links);
     }
-    for (; link.owed() > 0; advance()) link.wait({TimePoint::max()}, links);
+    const auto is_open = [](const Question& question) { return question.answers == 0; };
+    for (; std::any_of(questions.begin(), questions.end(), is_open); advance()) link.wait({TimePoint::max()}, links);
 }
 
 void judge(const Question& question) {

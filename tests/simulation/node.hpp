@@ -438,6 +438,7 @@ public:
     TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
     bool is_closed() const noexcept { return wire_ == nullptr; }
     bool is_opening() const noexcept { return wire_ && !greeted_; }
+    bool in_doubt() const noexcept { return in_doubt_; }
     std::size_t owed() const noexcept { return owed_.size(); }
     bool owes_an_acquire(const Token& token) const noexcept {
         return owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
@@ -449,7 +450,7 @@ public:
     void send(Errand errand) {
         if (owed_.empty() && readable()) wire_.reset();
         due_ = std::min(due_, errand.request().deadline.at);
-        owed_.push_back(std::move(errand));
+        owed_.push_back({std::move(errand)});
         ++unsent_;
     }
 
@@ -468,19 +469,43 @@ public:
             }
             if (greeted_) flush();
             for (; answer != inbox.end(); ++answer) {
-                const Errand errand = std::move(owed_.front());
+                const Owed one = std::move(owed_.front());
                 owed_.pop_front();
-                answered(errand, *answer);
+                in_doubt_ = false;
+                if (!one.is_answered) answered(one.errand, *answer);
             }
             if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}}, answered);
         }
         if (due_ > now) return;
+        bool any = false, others = false, only_extensions = true;
         due_ = TimePoint::max();
-        for (const Errand& errand : owed_) due_ = std::min(due_, errand.request().deadline.at);
-        if (due_ <= now) fail({Errc::timed_out, {}}, answered);
+        for (const Owed& one : owed_) {
+            if (one.is_answered) continue;
+            const TimePoint deadline = one.errand.request().deadline.at;
+            if (deadline > now) due_ = std::min(due_, deadline);
+            only_extensions &= deadline > now || one.errand.request().verb == Verb::extend;
+            (deadline > now ? others : any) = true;
+        }
+        if (any && others && only_extensions)
+            answer_overdue(now, answered);
+        else if (any)
+            fail({Errc::timed_out, {}}, answered);
     }
 
 private:
+    struct Owed {
+        Errand errand;
+        bool is_answered = false;
+    };
+
+    template <class Answered>
+    void answer_overdue(TimePoint now, Answered& answered) {
+        in_doubt_ = true;
+        for (Owed& one : owed_)
+            if (one.errand.request().deadline.at <= now && !std::exchange(one.is_answered, true))
+                answered(one.errand, {Verdict::unknown, {Errc::timed_out, {}}});
+    }
+
     static Question question(const Request& r) {
         return {r.verb, r.token, r.ttl, r.patience, r.fenced, r.fence_step, r.fence};
     }
@@ -494,18 +519,18 @@ private:
 
     template <class Which>
     bool owes(Which which) const noexcept {
-        return std::any_of(owed_.begin(), owed_.end(), [&](const Errand& errand) { return which(errand.request()); });
+        return std::any_of(owed_.begin(), owed_.end(), [&](const Owed& one) { return which(one.errand.request()); });
     }
 
     void flush() {
         for (; unsent_ > 0; --unsent_)
-            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->request()));
+            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->errand.request()));
     }
 
     template <class Answered>
     void fail(const Failure& why, Answered& answered) {
         if (greeted_ && !wire_->broken)
-            for (const Errand& errand : owed_)
+            for (const auto& [errand, is_answered] : owed_)
                 if (errand.request().verb == Verb::acquire && gives_up(errand)) {
                     Question undo = question(errand.request());
                     undo.verb = Verb::release;
@@ -513,15 +538,18 @@ private:
                 }
         wire_.reset();
         unsent_ = 0;
+        in_doubt_ = false;
         due_ = TimePoint::max();
         const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, why};
-        for (const Errand& errand : std::exchange(owed_, {})) answered(errand, answer);
+        for (const auto& [errand, is_answered] : std::exchange(owed_, {}))
+            if (!is_answered) answered(errand, answer);
     }
 
     const SimNode& node_;
     std::shared_ptr<Wire> wire_{};
     bool greeted_ = false;
-    std::deque<Errand> owed_{};
+    bool in_doubt_ = false;
+    std::deque<Owed> owed_{};
     std::size_t unsent_ = 0; ///< of those that are owed, the last
     TimePoint due_ = TimePoint::max();
 };
