@@ -162,6 +162,7 @@ public:
             thread_ = std::thread{std::move(work)};
         }
         bool joinable() const noexcept { return thread_.joinable(); }
+        bool is_current() const noexcept { return thread_.get_id() == std::this_thread::get_id(); }
         void join() {
             if (joinable()) thread_.join();
         }
