@@ -152,6 +152,18 @@ TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
     CHECK(diary.lost.size() == 1);
 }
 
+TEST_CASE("an observer is told of a loss once, also if the holder extends the lease as it ends", "[observer]") {
+    Memory memory;
+    Diary diary;
+    RedisLock lock{memory, "k", told_to(diary)};
+    memory.set_fault(Fault::request_lost);
+    memory.advance(8s);
+    REQUIRE(lock.owns_lock());
+    CHECK(lock.extend(9s) != Outcome::confirmed);
+    memory.advance(1h);
+    CHECK(diary.lost == std::vector{Loss::timed_out});
+}
+
 TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]") {
     Memory memory;
     static RedisLock<Memory>* watched = nullptr;

@@ -285,6 +285,24 @@ TEST_CASE("a process that exits with renewed locks alive ends at once, and their
     CHECK(server.is_empty_within(10s));
 }
 
+TEST_CASE("an observer may end the process while a lease is being renewed", "[process]") {
+    const bool fails = GENERATE(true, false);
+    Child child{[fails] {
+        static Memory memory{Memory::Time::real};
+        static const Observer ends{
+            .renewed = [](void*, const Observer::Renewed&) noexcept { std::exit(0); },
+            .not_renewed = [](void*, const Observer::NotRenewed&) noexcept { std::exit(0); },
+            .lost = [](void*, const Observer::Lost&) noexcept {},
+        };
+        static const RedisLock lock{memory, "k", {.ttl = 100ms, .observer = &ends}};
+        if (fails) memory.set_fault(Fault::request_lost);
+        ::alarm(20);
+        for (;;) ::pause();
+        return false;
+    }};
+    CHECK(child.was_well());
+}
+
 TEST_CASE("a signal that the program blocks to wait for it is not delivered to a thread of ours", "[process]") {
     Child child{[] {
         Memory memory{Memory::Time::real};

@@ -138,19 +138,27 @@ public:
         }
     }
 
-    /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at the latest a 64th of the
-    /// ttl (4 ms at most) before its end, so that it is heard before the server may give the lease to anyone else. Already, if the
-    /// lock isn't held. Not by unlock(). Each lease has a token of its own: ask again after locking again.
+    /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at
+    /// the latest shortly before its end, so that it is heard before the server may give the lease to anyone else. That
+    /// is a 16th of the usable lease, 4 ms at most, and 20 us more for each lease of the backend whose lost() somebody
+    /// has asked for; an eighth at most. Already, if the lock isn't held. Not by unlock(). Each lease has a token of
+    /// its own: ask again after locking again.
     ///
-    /// Callbacks run in a thread of the backend's, at once, those of one lease one after another. They may block: that holds up nobody
-    /// else's, as long as fewer than 64 do so. They may unlock, if nobody else uses the lock from then on. The first call for a lease that is
-    /// not renewed may start a thread.
+    /// Callbacks run in threads of the backend's, at once, those of one lease one after another. They may block: as
+    /// long as fewer than 1,024 do so, all tokens are requested in time. Each has a thread of its own, unless so many
+    /// leases end together, or the machine is so busy, that tokens would be late: then up to 128 leases' callbacks run
+    /// one after another. They may unlock, if nobody else uses the lock from then on.
+    ///
+    /// The first call for a lease may start a thread, which stays, idle, for later leases. Throws std::system_error if
+    /// there is none to be had.
     [[nodiscard]] std::stop_token lost() {
         const detail::Uncancelled call;
         State& state = own();
-        if (state.held(state.backend.now()) && !state.kept()) share(state);
         auto [source, fresh] = state.listen();
-        if (fresh && state.over(state.backend.now())) source.request_stop();
+        if (fresh && state.over(state.backend.now()))
+            source.request_stop();
+        else if (fresh)
+            watch(state);
         return source.get_token();
     }
 
@@ -169,7 +177,7 @@ public:
     [[nodiscard]] bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
     explicit operator bool() const noexcept { return owns_lock(); }
 
-    /// What is left of the lease, rounded down; zero if it isn't held. lost() may come up to 4 ms sooner.
+    /// What is left of the lease, rounded down; zero if it isn't held. lost() may come sooner: see there.
     [[nodiscard]] Millis remaining() const noexcept {
         return holding() ? state_->remaining(state_->backend.now()) : Millis::zero();
     }
@@ -251,6 +259,16 @@ private:
             state.drop();
             throw;
         }
+    }
+    /// From now on somebody is to be told of the loss.
+    void watch(State& state) try {
+        if (state.kept())
+            state.backend.keep(state_, state.next_step());
+        else
+            share(state);
+    } catch (...) {
+        state.unlisten();
+        throw;
     }
     static void unshare(State& state) noexcept {
         if (state.drop()) state.backend.drop(state);

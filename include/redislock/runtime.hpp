@@ -187,6 +187,7 @@ public:
             }};
         }
         bool joinable() const noexcept { return thread_.joinable(); }
+        bool is_current() const noexcept { return thread_.get_id() == std::this_thread::get_id(); }
         void join() {
             if (joinable()) thread_.join();
         }

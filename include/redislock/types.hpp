@@ -234,7 +234,7 @@ struct Options {
     /// How long the server keeps the key for us: 10 ms to 24 h. It bounds how long a dead holder blocks the others.
     Millis ttl{10'000};
 
-    /// Whether the lease is renewed in the background, every third of its ttl, until the lock is unlocked.
+    /// Whether the lease is renewed in the background, every third of its usable part, until the lock is unlocked.
     bool renew = true;
 
     /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by itself. Not

@@ -203,6 +203,7 @@ struct SimNode {
         public:
             void start(std::function<void()> work);
             bool joinable() const noexcept { return task_ != nullptr; }
+            bool is_current() const noexcept;
             void join();
             void detach() noexcept { task_ = nullptr; }
 
@@ -379,6 +380,9 @@ inline void SimNode::Alarm::set(TimePoint when) noexcept {
 
 inline void SimNode::Engine::Thread::start(std::function<void()> work) {
     task_ = &world->start(world->running()->client, std::move(work));
+}
+inline bool SimNode::Engine::Thread::is_current() const noexcept {
+    return task_ != nullptr && task_ == world->running();
 }
 inline void SimNode::Engine::Thread::join() {
     if (task_ == nullptr) return;
