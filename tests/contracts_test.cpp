@@ -36,8 +36,8 @@ static_assert(std::is_error_code_enum_v<Errc>);
 static_assert(Backend<Redis> && Backend<Memory> && !Backend<int> && !Backend<Token>);
 static_assert(!std::is_copy_constructible_v<Redis> && !std::is_move_constructible_v<Redis>);
 static_assert(!std::is_copy_constructible_v<detail::Connection> && std::is_move_constructible_v<detail::Connection>);
-static_assert(std::is_nothrow_move_constructible_v<detail::Socket> &&
-              std::is_nothrow_move_assignable_v<detail::Socket>);
+static_assert(std::is_nothrow_move_constructible_v<detail::Descriptor> &&
+              std::is_nothrow_move_assignable_v<detail::Descriptor>);
 
 TEST_CASE("a lock's backend is deduced", "[contracts]") {
     Memory memory;

@@ -220,7 +220,7 @@ TEST_CASE("an inspection tells value and remaining time, or that nobody holds th
           Row{text("x"), ok(), Verdict::unknown, Errc::protocol_error}}) {
         Holder holder;
         Inspection one{request(Verb::acquire), holder};
-        CHECK(one.begin() == Names{"GET", "PTTL"});
+        CHECK(one.begin() == Names{"EVAL", "PTTL"});
         CHECK(one.take(row.value) == Next::more);
         CHECK(one.take(row.left) == Next::done);
         const Answer answer = one.exchange.take_answer();
@@ -228,6 +228,27 @@ TEST_CASE("an inspection tells value and remaining time, or that nobody holds th
         CHECK(answer.why.code == row.why);
         if (answer.verdict == Verdict::yes && row.left.integer > 0) CHECK(holder.remaining == Millis{row.left.integer});
     }
+}
+
+TEST_CASE("who may not run scripts inspects the value in full, once", "[exchange]") {
+    Holder holder;
+    Inspection one{request(Verb::acquire), holder};
+    one.begin();
+    CHECK(one.take(error("NOPERM no")) == Next::more);
+    CHECK(one.take(number(70)) == Next::resent);
+    CHECK(one.sent() == Names{"GET", "PTTL"});
+    one.take(text("x"));
+    CHECK(one.take(number(70)) == Next::done);
+    CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    CHECK(holder.value == "x");
+
+    Inspection refused{request(Verb::acquire), holder};
+    refused.begin();
+    refused.take(error("NOPERM no"));
+    refused.take(number(70));
+    refused.take(error("NOPERM no"));
+    CHECK(refused.take(number(70)) == Next::done);
+    CHECK(refused.exchange.take_answer().why.code == Errc::no_permission);
 }
 
 TEST_CASE("who first waits on a connection announces, and blocks when the key is known to be held", "[exchange]") {

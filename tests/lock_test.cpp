@@ -1,9 +1,12 @@
 // What a lock makes of unclear answers, of trouble and of time: all in simulated time.
 #include "catch.hpp"
 
+#include <redislock/inspect.hpp>
 #include <redislock/lock.hpp>
 #include <redislock/memory.hpp>
 
+#include <atomic>
+#include <optional>
 #include <thread>
 
 using namespace redislock;
@@ -338,6 +341,59 @@ TEST_CASE("no moment and no duration is too far for a wait", "[lock]") {
         if (i == 1) CHECK(waiter.try_lock_until(std::chrono::time_point<Steady, std::chrono::seconds>::max()));
         if (i == 2) CHECK(waiter.try_lock_for(std::chrono::duration<double>::max()));
     }
+}
+
+TEST_CASE("a ttl that is too long for milliseconds is refused, and does not become a short one", "[lock]") {
+    constexpr std::chrono::hours wraps_to_34_minutes{5124095576031}, wraps_below_zero{-5124095576031};
+    using Years = std::chrono::duration<std::int64_t, std::ratio<31'556'952>>;
+    Memory memory;
+    RedisLock lock{memory, "k", options};
+    const auto check = [&](auto span) {
+        CHECK_THAT(failure(
+                       [&] {
+                           return RedisLock{memory, "other", span, std::defer_lock};
+                       },
+                       Errc::bad_option),
+                   containing("ttl is "));
+        failure([&] { return RedisLock{memory, "other", span}; }, Errc::bad_option);
+        failure([&] { return lock.extend(span); }, Errc::bad_option);
+    };
+    check(wraps_to_34_minutes);
+    check(wraps_below_zero);
+    check(Years::max());
+    check(Years::min());
+    check(std::chrono::duration<std::uint64_t>::max());
+    CHECK_FALSE(memory.get("other"));
+    CHECK(lock.remaining() < 10s);
+    CHECK(inspect(memory, "k", wraps_to_34_minutes)->token() == lock.token());
+    CHECK(force_unlock(memory, "k", lock.token(), wraps_to_34_minutes) == Unlocked::confirmed);
+}
+
+TEST_CASE("a thread that is cancelled while it waits for a lock gets it, and ends behind the call with all destroyed",
+          "[lock]") {
+    struct Shared {
+        Memory memory{Memory::Time::real};
+        std::atomic<bool> locked{false};
+    } shared;
+    std::optional<RedisLock<Memory>> holder{std::in_place, shared.memory, "k", 60s};
+    const auto work = [](void* argument) -> void* {
+        auto& [memory, locked] = *static_cast<Shared*>(argument);
+        const RedisLock lock{memory, "k", 60s};
+        locked = lock.owns_lock();
+        for (;;) ::pause(); // a cancellation point
+    };
+    pthread_t thread{};
+    REQUIRE(::pthread_create(&thread, nullptr, work, &shared) == 0);
+    while (shared.memory.waiting("k") == 0) std::this_thread::yield();
+    CHECK(::pthread_cancel(thread) == 0);
+    detail::wait(-1, 0, later(detail::now(), 20ms)); // in which it would have ended there
+    CHECK(shared.memory.waiting("k") == 1);
+    holder.reset();
+    void* result = nullptr;
+    CHECK(::pthread_join(thread, &result) == 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK(shared.locked);
+    CHECK_FALSE(shared.memory.get("k"));
 }
 
 TEST_CASE("a release that nobody answers is unknown when the answer time-out is over", "[lock]") {

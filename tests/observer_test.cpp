@@ -152,6 +152,18 @@ TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
     CHECK(diary.lost.size() == 1);
 }
 
+TEST_CASE("an observer is told of a loss once, also if the holder extends the lease as it ends", "[observer]") {
+    Memory memory;
+    Diary diary;
+    RedisLock lock{memory, "k", told_to(diary)};
+    memory.set_fault(Fault::request_lost);
+    memory.advance(8s);
+    REQUIRE(lock.owns_lock());
+    CHECK(lock.extend(9s) != Outcome::confirmed);
+    memory.advance(1h);
+    CHECK(diary.lost == std::vector{Loss::timed_out});
+}
+
 TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]") {
     Memory memory;
     static RedisLock<Memory>* watched = nullptr;
@@ -221,6 +233,44 @@ TEST_CASE("a counter that may not be kept is no grant, and one that is no number
     server.command({"HSET", "{k}:redislock:fence", "a", "b"});
     Redis redis{server.unix_uri()};
     CHECK((RedisLock{redis, "k", fenced}).fence() > 0);
+}
+
+TEST_CASE("a counter that no number follows is no grant, and one that leads nowhere is put right", "[redis][fence]") {
+    test::RedisServer server, second, third;
+    const std::string counter = "{k}:redislock:fence";
+    const Options fenced{.ttl = 10s, .fenced = true};
+    Redis redis{server.unix_uri()}, two{second.unix_uri()}, three{third.unix_uri()};
+    Quorum alone{redis}, quorum{redis, two, three};
+    const auto set = [&](const std::string& value) { server.command({"SET", counter, value}); };
+    for (const std::string value : {"9007199254740991", "9007199254740992", "1e300", "inf", "-nan", "nan"}) {
+        CAPTURE(value);
+        set(value);
+        for (int patience = 0; patience < 2; ++patience) {
+            RedisLock lock{redis, "k", fenced, std::defer_lock};
+            const Failure refused = failure([&] { return patience == 0 ? lock.try_lock() : lock.try_lock_for(10s); });
+            CHECK(refused.code == Errc::server_error);
+            CHECK_THAT(refused.detail, containing(counter) && containing("no number follows"));
+            CHECK(server.integer({"EXISTS", "k"}) == 0);
+        }
+        CHECK(failure([&] { return RedisLock{alone, "k", fenced, std::try_to_lock}; }).code == Errc::server_error);
+        CHECK((RedisLock{quorum, "k", fenced}).fence() > 0); // the others are a majority
+        CHECK(server.text({"GET", counter}) == value);
+    }
+    set("9007199254740990");
+    CHECK((RedisLock{redis, "k", fenced}).fence() == 9'007'199'254'740'991);
+    std::uint64_t last = 0;
+    for (const std::string value : {"-inf", "1.5", "-9e300", "0x10", "some text", ""}) {
+        CAPTURE(value);
+        set(value);
+        CHECK((RedisLock{redis, "k", fenced}).fence() > last);
+        RedisLock lock{redis, "k", fenced};
+        last = lock.fence();
+        set(value);
+        Request extend{Verb::extend, "k", lock.token(), 10s, later(redis.now(), 10s)};
+        extend.fence = last; // as a majority writes back what it has agreed upon
+        CHECK(redis.ask(extend).verdict == Verdict::yes);
+        CHECK(server.text({"GET", counter}) == std::to_string(last));
+    }
 }
 
 TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {

@@ -1,5 +1,6 @@
 // Several processes, forked, stopped, killed: whose lock is it?
 #include "catch.hpp"
+#include "child.hpp"
 #include "redis_server.hpp"
 
 #include <redislock/redislock.hpp>
@@ -7,67 +8,16 @@
 #include <dlfcn.h>
 
 #include <fstream>
-#include <functional>
 #include <set>
 #include <thread>
 
 using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
+using test::Child;
+using test::Pipe;
 
 namespace {
-
-/// Runs in a child process, which says by its exit status whether all was well; leaves without running destructors of ours.
-class Child {
-public:
-    explicit Child(const std::function<bool()>& work) : pid_{::fork()} {
-        if (pid_ != 0) return;
-        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-        bool well = false;
-        try {
-            well = work();
-        } catch (const std::exception& error) {
-            std::fprintf(stderr, "in the child: %s\n", error.what());
-        }
-        ::_exit(well ? 0 : 1);
-    }
-    Child(const Child&) = delete;
-    Child& operator=(const Child&) = delete;
-    ~Child() {
-        if (pid_ <= 0) return;
-        ::kill(pid_, SIGKILL);
-        ::waitpid(pid_, nullptr, 0);
-    }
-    bool was_well() {
-        int status = -1;
-        ::waitpid(std::exchange(pid_, 0), &status, 0);
-        return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    void signal(int number) const { ::kill(pid_, number); }
-
-private:
-    pid_t pid_;
-};
-
-/// A word from one process to another.
-class Pipe {
-public:
-    Pipe() { REQUIRE(::pipe2(ends_, O_CLOEXEC) == 0); }
-    ~Pipe() {
-        ::close(ends_[0]);
-        ::close(ends_[1]);
-    }
-    void say(char word) const { CHECK(::write(ends_[1], &word, 1) == 1); }
-    char hear() const {
-        char word = 0;
-        while (::read(ends_[0], &word, 1) < 0 && errno == EINTR) {
-        }
-        return word;
-    }
-
-private:
-    int ends_[2];
-};
 
 long long commands_processed(test::RedisServer& server) {
     return server.statistic("stats", "total_commands_processed:");
@@ -333,6 +283,24 @@ TEST_CASE("a process that exits with renewed locks alive ends at once, and their
     CHECK(now() < start + 5s);
     CHECK(server.integer({"EXISTS", "static"}) == 0); // its destructor ran
     CHECK(server.is_empty_within(10s));
+}
+
+TEST_CASE("an observer may end the process while a lease is being renewed", "[process]") {
+    const bool fails = GENERATE(true, false);
+    Child child{[fails] {
+        static Memory memory{Memory::Time::real};
+        static const Observer ends{
+            .renewed = [](void*, const Observer::Renewed&) noexcept { std::exit(0); },
+            .not_renewed = [](void*, const Observer::NotRenewed&) noexcept { std::exit(0); },
+            .lost = [](void*, const Observer::Lost&) noexcept {},
+        };
+        static const RedisLock lock{memory, "k", {.ttl = 100ms, .observer = &ends}};
+        if (fails) memory.set_fault(Fault::request_lost);
+        ::alarm(20);
+        for (;;) ::pause();
+        return false;
+    }};
+    CHECK(child.was_well());
 }
 
 TEST_CASE("a signal that the program blocks to wait for it is not delivered to a thread of ours", "[process]") {

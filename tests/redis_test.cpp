@@ -479,6 +479,94 @@ TEST_CASE("that a key was seen without an expiry is told, though the last answer
     CHECK(failure([&] { return lock.try_lock_for(300ms); }).code == Errc::no_expiry);
 }
 
+TEST_CASE("a thread that is cancelled in any call goes on until that is over, and then ends", "[redis]") {
+    test::RedisServer& instance = server();
+    struct Shared {
+        const std::string uri;
+        bool waits;
+        std::atomic<bool> begun{false}, cancelled{false}, done{false};
+    };
+    const auto work = [](void* argument) -> void* {
+        Shared& shared = *static_cast<Shared*>(argument);
+        const auto life = [&] {
+            Redis one{shared.uri}, voter{shared.uri + "?db=1"};
+            Quorum quorum{voter};
+            RedisLock lock{one, "k", 60s};
+            const RedisLock of_a_majority{quorum, "another", 60s};
+            static_cast<void>(lock.extend(60s));
+            static_cast<void>(lock.lost());
+            static_cast<void>(inspect(quorum, "k"));
+            force_unlock(one, "k", lock.token());
+        };
+        shared.begun = true;
+        while (!shared.waits && !shared.cancelled) std::this_thread::yield();
+        life();
+        shared.done = true;
+        for (;;) ::pause(); // a cancellation point
+    };
+    for (const bool waits : {false, true}) {
+        if (waits) instance.command({"SET", "k", "somebody", "PX", "60000"});
+        Shared shared{instance.unix_uri(), waits};
+        pthread_t thread{};
+        REQUIRE(::pthread_create(&thread, nullptr, work, &shared) == 0);
+        while (!shared.begun || (waits && instance.blocked_clients() == 0)) std::this_thread::yield();
+        CHECK(::pthread_cancel(thread) == 0);
+        shared.cancelled = true;
+        instance.command({"DEL", "k"});
+        void* result = nullptr;
+        CHECK(::pthread_join(thread, &result) == 0);
+        CHECK(result == PTHREAD_CANCELED);
+        CHECK(shared.done);
+        CHECK(instance.integer({"EXISTS", "k", "another"}) == 0);
+    }
+}
+
+TEST_CASE("a key whose name holds another's token does not get that one's lease released", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis redis{instance.unix_uri()};
+    Quorum quorum{redis};
+    const auto check = [&](auto& backend) {
+        const auto ask = [&](Verb verb, const std::string& key, const Token& token) {
+            return backend.ask({verb, key, token, 60s, later(backend.now(), 10s)}).verdict;
+        };
+        const Token one = Token::from_bits(1, 1), two = Token::from_bits(2, 2);
+        const std::string key = "k:" + test::text(one);
+        for (const std::string& name : {key, key + ":" + test::text(one), test::text(one)})
+            for (const Verb verb : {Verb::release, Verb::extend, Verb::acquire}) {
+                instance.command({"FLUSHALL"});
+                ask(verb, name, one); // whose token is also in the names of the keys beside it
+                CHECK(ask(Verb::acquire, "other", two) == Verdict::yes);
+                instance.command({"DEL", name});
+                CHECK(ask(Verb::acquire, name, two) == Verdict::yes);
+                CHECK(instance.text({"GET", name}) == two.hex());
+                CHECK(ask(Verb::extend, name, two) == Verdict::yes);
+                CHECK(ask(Verb::release, name, one) == Verdict::no);
+                CHECK(ask(Verb::release, name, two) == Verdict::yes);
+                CHECK(instance.integer({"EXISTS", name}) == 0);
+            }
+    };
+    check(redis);
+    check(quorum);
+}
+
+TEST_CASE("who holds a key is told by the beginning of its value, however long that is", "[redis]") {
+    test::RedisServer& instance = server();
+    std::string value(1'000'000, 'x');
+    value[1'000] = '\0';
+    instance.command({"SET", "lock:k", value, "PX", "60000"});
+    Redis redis{instance.unix_uri()}, three{instance.unix_uri() + "?db=3"}, four{instance.unix_uri() + "?db=4"};
+    const std::optional<Holder> holder = inspect(redis, "lock:k");
+    CHECK(holder->value == value.substr(0, Holder::longest_value));
+    CHECK((holder->remaining > 50s && holder->remaining <= 60s));
+    CHECK(calls_of(instance, "eval") > 0);
+    instance.command({"ACL", "SETUSER", "looks", "on", ">p", "~lock:*", "+get", "+pttl"});
+    Redis without_scripts{"unix://looks:p@" + instance.socket_path()};
+    CHECK_FALSE(inspect(without_scripts, "lock:free"));
+    instance.command({"SET", "lock:k", "somebody"});
+    CHECK(inspect(without_scripts, "lock:k")->value == "somebody");
+    CHECK(failure([&] { return inspect(without_scripts, "elsewhere"); }).code == Errc::no_permission);
+}
+
 TEST_CASE("a server's sentence reaches the user, without the token", "[redis]") {
     test::FakeServer fake{[](test::Peer& peer, int) {
         for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read())

@@ -1,6 +1,6 @@
 // The life of a lease: it is renewed while it is held, and its loss is told before anybody else can have it.
 #include "catch.hpp"
-#include "redis_server.hpp"
+#include "proxy.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -262,6 +262,7 @@ TEST_CASE("who asks for the signal of a lease that was found over before is told
     holding.lease.ask(Token::from_bits(1, 1), start, renewed.ttl);
     holding.lease.answered({Verdict::yes}, start);
     holding.keep(start);
+    CHECK_FALSE(holding.over(start + 9s));
     const detail::Holding::Step step = holding.step(start + 10s);
     CHECK(step.act == detail::Holding::Step::Act::tell);
     CHECK_FALSE(step.listeners);
@@ -269,7 +270,7 @@ TEST_CASE("who asks for the signal of a lease that was found over before is told
     CHECK_FALSE(holding.listen().second);
     CHECK(holding.over(start + 10s));
     CHECK(holding.extended(holding.copy().token(), {Verdict::yes}, start, 20s, start + 9s) == Outcome::expired);
-    CHECK_FALSE(holding.over(start + 9s));
+    CHECK(holding.over(start + 9s)); // it stays so, whenever the clock was read
 }
 
 TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happens to its connection",
@@ -320,6 +321,35 @@ TEST_CASE("a stuck server does not delay the locks of another", "[redis][renewal
     CHECK_FALSE(of_b.told());
     CHECK(b.owns_lock());
     stuck.go_on();
+}
+
+TEST_CASE("renewals that nobody can answer in time do not hold up the others of their connection", "[redis][renewal]") {
+    test::RedisServer server;
+    test::Proxy proxy{server.socket_path()};
+    Redis redis{proxy.uri()};
+    std::deque<RedisLock<Redis>> impatient;
+    for (int i = 0; i < 20; ++i) {
+        const Options options{.ttl = Millis{1500 + 37 * i}, .answer_timeout = 5ms};
+        RedisLock<Redis>& lock = impatient.emplace_back(redis, std::to_string(i), options, std::defer_lock);
+        for (bool locked = false; !locked;) try {
+                locked = lock.try_lock();
+            } catch (const std::system_error&) { // 5 ms are not much on a busy machine
+            }
+    }
+    RedisLock patient{redis, "k", 3s};
+    const Watch watch{redis, patient.lost()};
+    SECTION("the server is far") { proxy.set(test::Proxy::Mode::delay, 60ms); }
+    SECTION("and a connection is dead, in silence") {
+        proxy.set(test::Proxy::Mode::delay, 60ms);
+        detail::wait(-1, 0, now() + 1200ms); // until then it has been renewed
+        proxy.strike_at({test::Proxy::Fault::Kind::stall, test::Proxy::Way::up, 0});
+    }
+    for (const TimePoint limit = now() + 6s; now() < limit && !watch.told();) detail::wait(-1, 0, now() + 10ms);
+    CHECK_FALSE(watch.told());
+    CHECK(patient.owns_lock());
+    for (const RedisLock<Redis>& lock : impatient) CHECK_FALSE(lock.owns_lock());
+    proxy.set(test::Proxy::Mode::forward);
+    CHECK(patient.unlock() == Unlocked::confirmed);
 }
 
 TEST_CASE("a callback that runs on does not hold up the end of its lock and its backend", "[renewal]") {
@@ -456,4 +486,102 @@ TEST_CASE("a renewal waits for replicas as long as the lock's own questions do",
     const Request request = detail::Renewal{holding, {}, {}, {}}.request();
     CHECK(request.recheck == options.recheck());
     CHECK(request.replicas == 2);
+}
+
+TEST_CASE("the tokens of all leases that end together are requested, though no callback returns", "[renewal]") {
+    const std::size_t many = GENERATE(std::size_t{300}, detail::CallbackPool<detail::System>::most + 100);
+    Memory memory{Memory::Time::real};
+    std::promise<void> released;
+    std::atomic<std::size_t> returned{0};
+    const auto block = [&returned, until = released.get_future().share()] {
+        until.wait();
+        ++returned;
+    };
+    std::deque<RedisLock<Memory>> locks;
+    std::vector<std::stop_token> tokens;
+    std::deque<std::stop_callback<decltype(block)>> callbacks;
+    for (std::size_t i = 0; i < many; ++i) {
+        locks.emplace_back(memory, std::to_string(i), Options{.ttl = 2s, .renew = false});
+        tokens.push_back(locks.back().lost());
+        callbacks.emplace_back(tokens.back(), block);
+    }
+    const auto requested = [](const std::stop_token& token) { return token.stop_requested(); };
+    for (const TimePoint limit = now() + 30s; !std::all_of(tokens.begin(), tokens.end(), requested) && now() < limit;)
+        std::this_thread::yield();
+    CHECK(std::count_if(tokens.begin(), tokens.end(), requested) == static_cast<std::ptrdiff_t>(many));
+    CHECK(returned == 0);
+    released.set_value();
+}
+
+TEST_CASE("a lease is renewed at a third of the time that it can be used", "[renewal]") {
+    Memory memory;
+    const RedisLock lock{memory, "k", {.ttl = 10ms, .drift = 0.5}};
+    memory.advance(1s);
+    CHECK(lock.owns_lock());
+}
+
+TEST_CASE("a lease that was seen to be over stays over, though an answer's time was read before", "[renewal]") {
+    detail::Holding holding{"k", renewed};
+    const TimePoint start{1h};
+    const Token token = Token::from_bits(1, 1);
+    holding.lease.ask(token, start, renewed.ttl);
+    holding.lease.answered({Verdict::yes}, start);
+    holding.keep(start);
+    CHECK(holding.held(start + 9s));
+    CHECK_FALSE(holding.held(start + 10s));
+    SECTION("of the renewer") { holding.answered(token, {Verdict::yes}, start + 5s, start + 9s); }
+    SECTION("of the holder") {
+        CHECK(holding.extended(token, {Verdict::yes}, start + 5s, 10s, start + 9s) == Outcome::expired);
+    }
+    CHECK_FALSE(holding.held(start + 9s));
+    CHECK_FALSE(holding.held(start + 10s));
+    CHECK(holding.remaining(start + 9s) == 0ms);
+}
+
+namespace {
+
+/// A system in which every second thread can't be started.
+struct ScarceThreads : detail::System {
+    static inline int asked = 0;
+    static inline std::atomic<int> alive{0};
+
+    struct Thread : detail::System::Thread {
+        template <class Work>
+        void start(Work work) {
+            if (++asked % 2 == 0)
+                throw std::system_error{std::make_error_code(std::errc::resource_unavailable_try_again)};
+            detail::System::Thread::start(std::move(work));
+            ++alive;
+        }
+    };
+};
+
+struct PortWithScarceThreads {
+    using Engine = ScarceThreads;
+    void send(const detail::Renewal&) {}
+    template <class Answered>
+    void advance(TimePoint, Answered) {}
+    TimePoint due() const { return TimePoint::max(); }
+    void wait(const detail::Alarm& alarm) { detail::wait(alarm.fd(), POLLIN, TimePoint::max()); }
+};
+
+} // namespace
+
+TEST_CASE("where threads can't be started, no try leaves another one behind", "[renewal]") {
+    detail::Renewer<PortWithScarceThreads> renewer;
+    int failures = 0;
+    for (int tries = 0; tries < 200; ++tries) {
+        const auto holding = std::make_shared<detail::Holding>("k", renewed);
+        holding->listen();
+        holding->lease.ask(Token::from_bits(1, 1), now(), renewed.ttl);
+        holding->lease.answered({Verdict::yes}, now());
+        try {
+            renewer.keep(holding, holding->keep(now()));
+            renewer.drop(*holding);
+        } catch (const std::system_error&) {
+            ++failures;
+        }
+    }
+    CHECK(failures > 0);
+    CHECK(ScarceThreads::alive <= 2);
 }

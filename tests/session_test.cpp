@@ -1,12 +1,16 @@
-// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and the one
-// that does not.
+// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and
+// the one that does not.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
 
+#include <deque>
 #include <future>
+#include <map>
+#include <optional>
+#include <set>
 
 using namespace redislock;
 using namespace std::chrono_literals;
@@ -49,6 +53,51 @@ Answer answered(const FakeServer& fake, Verb verb, unsigned db = 0, const char* 
     CHECK((question.answer->why.code != Errc::protocol_error || channels[0].is_closed()));
     return *question.answer;
 }
+
+/// A channel, and what became of each of its questions, which are all extensions.
+class Talk {
+public:
+    explicit Talk(const FakeServer& fake, unsigned db = 0)
+        : server_{detail::resolve(at(fake, db)), {at(fake, db), ""}} {}
+
+    std::size_t ask(TimePoint deadline, unsigned replicas = 0) {
+        Request extension = request(Verb::extend, deadline);
+        extension.replicas = replicas;
+        answers_.push_back(std::make_shared<Heard>(std::move(extension)));
+        channels_[0].send(answers_.back());
+        advance();
+        return answers_.size() - 1;
+    }
+    void advance() { channels_[0].advance(now()); }
+    /// Goes on until that one is answered.
+    Answer answer(std::size_t nth) {
+        for (; !is_answered(nth); advance()) detail::Channel::wait(later(now(), generous), channels_);
+        return *answers_[nth]->answer;
+    }
+    bool is_answered(std::size_t nth) const { return answers_[nth]->answer.has_value(); }
+    const detail::Channel& channel() const { return channels_[0]; }
+
+private:
+    static Address at(const FakeServer& fake, unsigned db) {
+        Address address = Address::parse(fake.unix_uri());
+        address.db = db;
+        return address;
+    }
+
+    struct Heard : detail::AwaitedQuestion {
+        using AwaitedQuestion::AwaitedQuestion;
+        void answered(std::size_t node, Answer one) override {
+            CHECK_FALSE(answer);
+            AwaitedQuestion::answered(node, std::move(one));
+        }
+    };
+
+    detail::Server server_;
+    std::array<detail::Channel, 1> channels_{detail::Channel{server_}};
+    std::deque<std::shared_ptr<Heard>> answers_{};
+};
+
+bool is_late(const Answer& answer) { return answer.verdict != Verdict::yes && answer.why.code == Errc::timed_out; }
 
 } // namespace
 
@@ -201,6 +250,187 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
     CHECK(question.answer->why.code == Errc::timed_out);
     given_up.set_value();
     CHECK(reached.get_future().get());
+}
+
+TEST_CASE("an extension that is overdue is answered alone, and its reply is nobody else's", "[session]") {
+    std::promise<void> late;
+    const FakeServer fake{[&](Peer& peer, int nth) {
+        peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
+        late.get_future().wait();
+        peer.send(":-1\r\n:1\r\n");
+        peer.read();
+        peer.send(":0\r\n");
+        peer.wait_for_the_end();
+    }};
+    Talk talk{fake};
+    const std::size_t impatient = talk.ask(later(now(), 50ms));
+    const std::size_t patient = talk.ask(later(now(), 60s));
+    const Answer overdue = talk.answer(impatient);
+    CHECK((is_late(overdue) && overdue.verdict == Verdict::unknown));
+    REQUIRE_FALSE(talk.is_answered(patient));
+    CHECK(talk.channel().in_doubt());
+    CHECK(talk.channel().due() > now() + generous);
+    late.set_value();
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
+    CHECK_FALSE(talk.channel().in_doubt());
+    CHECK(talk.answer(talk.ask(later(now(), 60s))).why.code == Errc::stolen);
+    CHECK(fake.connections() == 1);
+}
+
+TEST_CASE("a reply that says the connection is of no use is heard, though its question was overdue", "[session]") {
+    std::promise<void> late;
+    const FakeServer fake{[&](Peer& peer, int nth) {
+        peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
+        late.get_future().wait();
+        peer.send("-READONLY You can't write against a read only replica.\r\n");
+        peer.wait_for_the_end();
+    }};
+    Talk talk{fake};
+    const std::size_t impatient = talk.ask(later(now(), 50ms));
+    const std::size_t patient = talk.ask(later(now(), 60s));
+    CHECK(is_late(talk.answer(impatient)));
+    late.set_value();
+    CHECK(talk.answer(patient).why.code == Errc::read_only);
+    CHECK(talk.channel().is_closed());
+}
+
+TEST_CASE("a connection on which nobody waits any longer for an overdue answer is given up", "[session]") {
+    const FakeServer fake{[](Peer& peer, int nth) {
+        if (nth == 0) return peer.wait_for_the_end();
+        says({":1\r\n"})(peer, nth);
+    }};
+    Talk talk{fake};
+    const std::size_t first = talk.ask(later(now(), 50ms)), second = talk.ask(later(now(), 500ms));
+    CHECK(is_late(talk.answer(first)));
+    CHECK_FALSE(talk.channel().is_closed());
+    CHECK(is_late(talk.answer(second)));
+    CHECK(talk.channel().is_closed());
+    CHECK_FALSE(talk.channel().in_doubt());
+    CHECK(talk.answer(talk.ask(later(now(), 60s))).verdict == Verdict::yes);
+    CHECK(fake.connections() == 2);
+}
+
+TEST_CASE("the impatient do not keep a connection from being made, and are not sent when it is", "[session]") {
+    std::promise<void> late;
+    std::promise<std::string> asked;
+    const FakeServer fake{[&](Peer& peer, int nth) {
+        peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
+        late.get_future().wait();
+        peer.send("+OK\r\n");
+        asked.set_value(peer.read());
+        peer.send(":1\r\n");
+        peer.wait_for_the_end();
+    }};
+    Talk talk{fake, 1};
+    const std::size_t patient = talk.ask(later(now(), 60s));
+    for (int i = 0; i < 5; ++i) {
+        const Answer overdue = talk.answer(talk.ask(later(now(), 10ms)));
+        CHECK((is_late(overdue) && overdue.verdict == Verdict::no));
+        CHECK(talk.channel().due() > now() + generous);
+    }
+    late.set_value();
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
+    const std::string commands = asked.get_future().get();
+    CHECK(commands.find("EVAL") == commands.rfind("EVAL"));
+    CHECK(fake.connections() == 1);
+}
+
+TEST_CASE("a question about replicas has the time of the most patient, and stays in step with overdue ones",
+          "[session]") {
+    const bool has_ours =
+        GENERATE(false, true); // whether the impatient are overdue before the first reply, or behind it
+    std::promise<void> asked, sent, late;
+    std::string commands;
+    const FakeServer fake{[&](Peer& peer, int nth) {
+        peer.read();
+        if (nth > 0) return peer.wait_for_the_end();
+        asked.get_future().wait();
+        peer.send("+OK\r\n"); // so that the three go out together
+        while (commands.find("WAIT") == commands.npos) commands += peer.read();
+        if (has_ours) peer.send(":1\r\n:1\r\n:1\r\n");
+        sent.set_value();
+        late.get_future().wait();
+        if (!has_ours) peer.send(":1\r\n:1\r\n:1\r\n");
+        peer.send(":1\r\n"); // to WAIT
+        peer.read();
+        peer.send(":1\r\n:0\r\n");
+        peer.wait_for_the_end();
+    }};
+    Talk talk{fake, 1};
+    const std::size_t first = talk.ask(later(now(), 900ms), 1);
+    const std::size_t patient = talk.ask(later(now(), 60s), 1);
+    const std::size_t last = talk.ask(later(now(), 700ms), 1);
+    asked.set_value();
+    CHECK(is_late(talk.answer(last)));
+    CHECK(is_late(talk.answer(first)));
+    sent.get_future().wait();
+    late.set_value();
+    REQUIRE(talk.answer(patient).verdict == Verdict::yes);
+    CHECK(talk.answer(talk.ask(later(now(), 60s), 1)).why.code == Errc::no_replicas);
+    CHECK(commands.find("WAIT\r\n$1\r\n1\r\n$3\r\n500\r\n") != commands.npos); // its recheck, for it has 60 s
+    CHECK(fake.connections() == 1);
+}
+
+TEST_CASE("a renewal does not go over a connection that is in doubt, though another one has time yet", "[session]") {
+    const auto silent_at_first = [](Peer& peer, int nth) {
+        if (nth == 0) return peer.wait_for_the_end();
+        says({":1\r\n", ":1\r\n"})(peer, nth);
+    };
+    const FakeServer fake{silent_at_first}, another{silent_at_first};
+    const Address address = Address::parse(fake.unix_uri());
+    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const auto check = [](auto& port, const FakeServer& at) {
+        std::map<Token, Answer, decltype([](const Token& a, const Token& b) { return a.hex() < b.hex(); })> answers;
+        const auto holding = std::make_shared<detail::Holding>("k", Options{});
+        const auto ask = [&](std::uint64_t nth, Millis patience) {
+            const Token mine = Token::from_bits(nth, nth);
+            port.send({holding, mine, now(), later(now(), patience)});
+            return mine;
+        };
+        const auto advance = [&] {
+            port.advance(now(), [&](const detail::Renewal& renewal, const Answer& answer) {
+                CHECK(answers.emplace(renewal.token, answer).second);
+            });
+        };
+        const auto answer = [&](const Token& mine) {
+            for (advance(); !answers.contains(mine); advance()) detail::wait(-1, 0, later(now(), 1ms));
+            return answers.at(mine);
+        };
+        ask(1, 60s);
+        CHECK(is_late(answer(ask(2, 50ms))));
+        CHECK(answer(ask(3, 30s)).verdict == Verdict::yes);
+        CHECK(answer(ask(4, 30s)).verdict == Verdict::yes);
+        CHECK(answers.size() == 3);
+        CHECK(at.connections() == 2);
+    };
+    detail::ServerPort port{server};
+    check(port, fake);
+    Redis voter{another.unix_uri(), {.client_name = ""}};
+    detail::QuorumPort<Redis> of_one{{&voter}};
+    check(of_one, another);
+}
+
+TEST_CASE("where all connections are in doubt there are no more of them, and the last is used", "[session]") {
+    struct Place {};
+    struct Doubtful {
+        explicit Doubtful(Place&) {}
+        bool doubt = true;
+        bool in_doubt() const noexcept { return doubt; }
+        TimePoint due() const noexcept { return TimePoint::max(); }
+    };
+    Place here, there;
+    detail::Ways<Doubtful, Place> ways{{&here, &there}};
+    std::set<const Doubtful*> used;
+    for (int i = 0; i < 20; ++i) used.insert(&ways.to(0, 0));
+    CHECK(used.size() == 4);
+    const Doubtful* const last = &ways.to(0, 0);
+    CHECK(&ways.to(1, 0) != &ways.to(0, 1));
+    CHECK(&ways.to(0, 0) == last);
+    ways.all.front().doubt = false; // it was given up
+    CHECK(&ways.to(0, 0) == &ways.all.front());
 }
 
 TEST_CASE("who holds a key is not known where the server refuses, or says what is no answer", "[session]") {

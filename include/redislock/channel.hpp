@@ -34,13 +34,17 @@ public:
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
         if (is_pausing_ || (phase_ == Phase::ready && !unsent_.empty())) return TimePoint{};
-        return is_opening() ? std::min(due_, open_by_) : due_;
+        return is_opening() && tried_ < server_.endpoints.size() ? std::min(due_, open_by_) : due_;
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
-    /// How many answers are still to come; and whether one to an acquire, with this token or with any.
+    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
+    /// have more time; a new question had better take another one.
+    bool in_doubt() const noexcept { return is_in_doubt_; }
+
+    /// How many answers are still to come, also to extensions that are overdue; and whether one to an acquire, with this token or with any.
     std::size_t owed() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -84,12 +88,19 @@ public:
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
-        if (!is_pausing_ && due_ <= now && is_overdue(now)) fail(why_overdue());
+        if (!is_pausing_ && due_ <= now && !outlasts_overdue(now)) fail(why_overdue());
     }
 
     /// What its connection is to be polled for.
     pollfd entry() const noexcept {
         return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
+    }
+
+    /// While nobody uses it: see Descriptor. False: it was closed meanwhile, or is now.
+    void set_aside() noexcept { connection_.set_aside(); }
+    [[nodiscard]] bool take_back(TimePoint now) {
+        if (phase_ == Phase::ready && connection_.take_back()) advance(now); // what was answered meanwhile
+        return phase_ == Phase::ready && connection_.good();
     }
 
     /// Gives up all that is under way: as when its time is up.
@@ -155,6 +166,7 @@ private:
         for (; !unsent_.empty(); unsent_.pop_front()) {
             std::unique_ptr<Exchange>& exchange = unsent_.front();
             const Request& request = exchange->request();
+            if (exchange->is_told()) continue;
             if (exchange->may_grant() && (now < grants_from_ || request.deadline.at <= now)) {
                 --acquires_;
                 const Failure late{Errc::timed_out, "connecting"};
@@ -181,10 +193,13 @@ private:
         }
     }
 
-    /// One question about the replicas does for all that go out together.
+    /// One question about the replicas does for all that go out together, and has the time of the most patient of them.
     void count_replicas(unsigned replicas, TimePoint now) {
         if (replicas == 0) return;
         Request request = under_way_.back().exchange->request();
+        for (auto slot = under_way_.rbegin(); slot != under_way_.rend() && slot->exchange; ++slot)
+            if (slot->exchange->counts_replicas() > 0)
+                request.deadline.at = std::max(request.deadline.at, slot->exchange->request().deadline.at);
         request.replicas = replicas;
         const std::size_t before = out_.size();
         out_ += replicas_command(request, now);
@@ -221,6 +236,7 @@ private:
         for (int received = 0; !under_way_.empty() && !is_pausing_; is_pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
+            is_in_doubt_ = false;
             Exchange* const exchange = under_way_.front().exchange.get();
             if (exchange == nullptr) {
                 under_way_.pop_front();
@@ -264,15 +280,30 @@ private:
         for (const auto& exchange : counted_) visit(*exchange);
     }
 
-    bool is_overdue(TimePoint now) {
-        bool overdue = false;
+    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the impatient. False: there
+    /// are no others, or an acquire or a release is overdue, behind which there is something to be sent: the connection is to be given up.
+    bool outlasts_overdue(TimePoint now) {
+        bool any = false, others = false, only_extensions = true;
         due_ = TimePoint::max();
         visit([&](Exchange& exchange) {
-            overdue |= exchange.is_overdue(now, out_);
-            due_ = std::min(due_, exchange.due());
+            if (exchange.is_told()) return;
+            if (!exchange.is_overdue(now, out_)) {
+                others = true;
+                due_ = std::min(due_, exchange.due());
+            } else {
+                any = true;
+                only_extensions = only_extensions && exchange.request().verb == Verb::extend;
+            }
         });
-        if (!overdue) flush();
-        return overdue;
+        if (!any) flush();
+        if (!any || !others || !only_extensions) return !any;
+        is_in_doubt_ = true;
+        visit([&](Exchange& exchange) {
+            if (exchange.is_told() || !exchange.is_overdue(now, out_)) return;
+            exchange.revoke();
+            exchange.tell(exchange.unanswered(phase_ == Phase::ready ? Verdict::unknown : Verdict::no, why_overdue()));
+        });
+        return true;
     }
 
     Failure why_overdue() const {
@@ -315,13 +346,13 @@ private:
         for (const auto& exchange : unsent_)
             if (exchange->request().verb == Verb::release) last += release_by_body(exchange->request());
         connection_.leave(last, is_blocked);
-        server_.last_words.keep(connection_.take_lingering());
+        server_.lingering.get().sockets.keep(connection_.take_lingering());
     }
 
     void hang_up() noexcept {
         connection_.close();
         phase_ = Phase::closed;
-        is_pausing_ = false;
+        is_pausing_ = is_in_doubt_ = false;
         peer_ = {};
         grants_from_ = {};
         due_ = TimePoint::max();
@@ -338,6 +369,7 @@ private:
     TimePoint grants_from_{};          ///< nothing is to be acquired before: see RedisOptions::restart_delay
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     bool is_pausing_ = false;          ///< more may have been received than was read
+    bool is_in_doubt_ = false;
     Peer peer_;
     PreparedCommands prepared_;
     std::string hello_, out_;

@@ -37,6 +37,18 @@ inline std::string formatted(std::initializer_list<std::string_view> arguments) 
     return command;
 }
 
+/// Where the nth argument of such a command begins, from 0.
+inline std::size_t argument_at(std::string_view command, std::size_t nth) {
+    std::size_t at = command.find('\n') + 1;
+    for (;; --nth) {
+        std::size_t size = 0;
+        std::from_chars(command.data() + at + 1, command.data() + command.size(), size);
+        at = command.find('\n', at) + 1;
+        if (nth == 0) return at;
+        at += size + 2;
+    }
+}
+
 /// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is
 /// closed and stays so, and failure() says why. Not thread-safe. It raises no signal and changes no signal's handling.
 class Connection {
@@ -62,8 +74,8 @@ public:
     /// Connects without waiting: it's under way when this is true, and come about or not when the descriptor can be written.
     bool begin_open(const Endpoint& endpoint) {
         const int family = endpoint.address.ss_family;
-        socket_ = Socket{::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-        if (!socket_) return unreachable(endpoint, errno);
+        socket_ = opened([family] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); });
+        if (socket_.fd() < 0) return unreachable(endpoint, errno);
         if (family != AF_UNIX) tune();
         const auto* address = reinterpret_cast<const sockaddr*>(&endpoint.address);
         if (::connect(socket_.fd(), address, endpoint.size) == 0 || errno == EINPROGRESS || errno == EINTR) return true;
@@ -171,6 +183,10 @@ public:
     const Failure& failure() const noexcept { return failure_; }
     void close() noexcept { socket_ = {}; }
 
+    /// While nobody uses it: see Descriptor.
+    void set_aside() noexcept { socket_.set_aside(); }
+    bool take_back() { return socket_.take_back() || fail(Errc::disconnected, "given up, for want of descriptors"); }
+
     /// Sends last words, as far as that goes without waiting, and puts the socket aside. `half_close` tells a server that blocks for us
     /// in a line that we leave it.
     void leave(std::string_view last_words, bool half_close = false) noexcept {
@@ -179,8 +195,8 @@ public:
         lingering_ = std::move(socket_);
     }
 
-    /// After last words: a socket for LastWords.
-    Socket take_lingering() noexcept { return std::move(lingering_); }
+    /// After leave(): a socket for LingeringSockets.
+    Descriptor take_lingering() noexcept { return std::move(lingering_); }
 
     /// Ends it, for a reason that only its user can know.
     void refuse(Failure why) {
@@ -289,7 +305,7 @@ private:
         void operator()(redisReader* reader) const noexcept { ::redisReaderFree(reader); }
     };
 
-    Socket socket_, lingering_;
+    Descriptor socket_, lingering_;
     std::unique_ptr<redisReader, FreeReader> reader_;
     Reply reply_;
     bool whole_ = false;

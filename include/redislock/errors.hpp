@@ -8,6 +8,7 @@
 #endif
 
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -100,12 +101,25 @@ public:
 };
 } // namespace detail
 
-inline const std::error_category& category() noexcept {
-    static const detail::ErrorCategory instance;
-    return instance;
-}
+namespace detail {
+/// Never destroyed: the shared library that was the first to need it may be unloaded before the others.
+union CategoryInstance {
+    constexpr CategoryInstance() noexcept : value{} {}
+    ~CategoryInstance() {}
+    ErrorCategory value;
+};
+[[gnu::visibility("default")]] inline constinit CategoryInstance category_instance{};
+} // namespace detail
+
+/// One for all shared libraries of a process, whatever visibility they are built with.
+inline const std::error_category& category() noexcept { return detail::category_instance.value; }
 
 inline std::error_code make_error_code(Errc code) noexcept { return {static_cast<int>(code), category()}; }
+
+/// By the category's name: a program, and a library that it loads by dlopen(), may have a category each.
+inline bool operator==(const std::error_code& code, Errc expected) noexcept {
+    return code.value() == static_cast<int>(expected) && std::string_view{code.category().name()} == category().name();
+}
 
 /// What went wrong, and the sentence that the server or the system had for it. False where nothing did.
 /// The sentence never holds a password or a token.

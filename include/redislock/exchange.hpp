@@ -77,7 +77,11 @@ public:
     /// Of one whose answer will not come. May add what is known of the key.
     virtual Answer unanswered(Verdict verdict, const Failure& why) const { return {verdict, why}; }
 
-    void tell(Answer answer) { question_->answered(node_, std::move(answer)); }
+    /// Once: what comes later is of no interest.
+    void tell(Answer answer) {
+        if (!std::exchange(is_told_, true)) question_->answered(node_, std::move(answer));
+    }
+    bool is_told() const noexcept { return is_told_; }
     bool gives_up() const noexcept { return question_->gives_up(); }
 
 protected:
@@ -89,6 +93,7 @@ protected:
 private:
     const std::shared_ptr<Question> question_;
     const std::size_t node_;
+    bool is_told_ = false;
     Answer answer_{Verdict::unknown};
 };
 
@@ -225,7 +230,8 @@ private:
     bool in_full_ = false;
 };
 
-/// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known.
+/// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who may not run scripts
+/// asks for the value in full, which may be more than a reply may have.
 class InspectExchange final : public Exchange {
 public:
     /// `holder` must live until the question is answered.
@@ -233,12 +239,19 @@ public:
         : Exchange{std::move(question), 0}, holder_{holder} {}
 
     void begin(Peer&, PreparedCommands&, TimePoint, std::string& out) override {
-        out += formatted({"GET", request().key});
+        out += inspect_command(request().key);
         out += formatted({"PTTL", request().key});
     }
 
-    Next take(Peer&, const Reply& reply, TimePoint, std::string&) override {
+    Next take(Peer&, const Reply& reply, TimePoint, std::string& out) override {
         if (!std::exchange(has_value_, true)) return take_value(reply);
+        if (value_.why.code == Errc::no_permission && !std::exchange(in_full_, true)) {
+            value_ = {Verdict::yes};
+            has_value_ = false;
+            out += formatted({"GET", request().key});
+            out += formatted({"PTTL", request().key});
+            return Next::resent;
+        }
         if (value_.verdict != Verdict::yes) return done(std::move(value_));
         if (reply.is_error()) return done({Verdict::no, {meaning(reply.text), reply.text}});
         if (reply.type != REDIS_REPLY_INTEGER) return done({Verdict::unknown, {Errc::protocol_error, {}}});
@@ -260,7 +273,7 @@ private:
 
     Holder& holder_;
     Answer value_{Verdict::yes};
-    bool has_value_ = false, is_nil_ = false;
+    bool has_value_ = false, is_nil_ = false, in_full_ = false;
 };
 
 } // namespace redislock::detail

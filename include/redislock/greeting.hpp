@@ -4,7 +4,7 @@
 
 #include "address.hpp"
 #include "connection.hpp"
-#include "last_words.hpp"
+#include "lingering.hpp"
 #include "types.hpp"
 
 namespace redislock::detail {
@@ -79,11 +79,11 @@ inline Failure why_not(const Connection& connection) {
     return connection.failure();
 }
 
-/// Where a server is, what to say to it first, and last.
+/// Where a server is, what to say to it first, and what becomes of sockets that it has not read from yet.
 struct Server {
     std::vector<Endpoint> endpoints;
     Greeting greeting;
-    mutable LastWords last_words{};
+    mutable PerProcess<LingeringShare> lingering{};
 };
 
 /// Why nothing is to be acquired before `votes_from`: see Greeting::probation.

@@ -41,7 +41,7 @@ public:
         Act act;
         TimePoint next;
         Token token{};                               ///< to renew
-        TimePoint deadline{};                        ///< of that renewal's answer
+        TimePoint deadline{};                        ///< of that renewal's answer; or of telling: the end of the lease
         Loss why = Loss::expired;                    ///< to tell
         std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
     };
@@ -51,7 +51,8 @@ public:
         const std::lock_guard guard{mutex};
         kept_ = true;
         asking_ = told_ = false;
-        renew_at_ = options.renew ? asked + options.ttl / 3 : TimePoint::max();
+        sooner_ = {};
+        renew_at_ = options.renew ? asked + third() : TimePoint::max();
         give_up_ = options.max_hold ? later(asked, *options.max_hold) : TimePoint::max();
         return next();
     }
@@ -71,16 +72,16 @@ public:
 
     bool held(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return lease.held(now);
+        return lease.held(latest(now));
     }
     Millis remaining(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return lease.remaining(now);
+        return lease.remaining(latest(now));
     }
 
     std::uint64_t fence(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return lease.fence(now);
+        return lease.fence(latest(now));
     }
 
     Lease copy() const noexcept {
@@ -91,22 +92,23 @@ public:
     /// Nil if it isn't held.
     Token token(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return lease.held(now) ? lease.token() : Token{};
+        return lease.held(latest(now)) ? lease.token() : Token{};
     }
 
-    Step step(TimePoint now) noexcept {
+    Step step(TimePoint time) noexcept {
         const std::lock_guard guard{mutex};
-        if (!kept_) return {Step::Act::nothing, TimePoint::max()};
+        if (!kept_ || told_) return {Step::Act::nothing, TimePoint::max()};
+        const TimePoint now = latest(time), end = lease.end();
         if (now >= last_call()) lease.cut_short(now);
         if (!lease.held(now) || now >= give_up_) {
-            told_ = !lease.held(now);
-            return {Step::Act::tell, TimePoint::max(), {}, {}, loss(now), lost_};
+            told_ = true;
+            return {Step::Act::tell, TimePoint::max(), {}, end, loss(now), lost_};
         }
         if (now >= ask_again_) asking_ = false;
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
         const TimePoint deadline = std::min({last_call(), give_up_, now + options.answers_within()});
         asking_ = true;
-        ask_again_ = std::max(deadline, now + options.ttl / 3);
+        ask_again_ = std::max(deadline, now + third());
         return {Step::Act::renew, next(), lease.token(), deadline};
     }
 
@@ -118,36 +120,60 @@ public:
     };
 
     /// An extension with this token, asked at `asked`, was answered. Nothing, if it was another lease's.
-    std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked, TimePoint now) noexcept {
+    std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked,
+                                    TimePoint time) noexcept {
         const std::lock_guard guard{mutex};
         if (!kept_ || lease.token() != token) return std::nullopt;
+        const TimePoint now = latest(time);
         asking_ = false;
         const TimePoint::duration left = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
         const auto pause = std::max<TimePoint::duration>(left / 16, Millis{1}); // ever shorter to the end
         const bool confirmed = outcome == Outcome::confirmed;
-        renew_at_ = confirmed ? asked + options.ttl / 3 : now + pause + slack();
+        renew_at_ = confirmed ? asked + third() : now + pause + slack();
         return Renewed{next(), confirmed, left};
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.
-    Outcome extended(const Token& token, const Answer& answer, TimePoint asked, Millis ttl, TimePoint now) noexcept {
+    Outcome extended(const Token& token, const Answer& answer, TimePoint asked, Millis ttl, TimePoint time) noexcept {
         const std::lock_guard guard{mutex};
-        return told_ || lease.token() != token ? Outcome::expired : lease.extended(answer, asked, ttl, now);
+        const TimePoint now = latest(time);
+        const bool ended = told_ && !lease.held(now);
+        return ended || lease.token() != token ? Outcome::expired : lease.extended(answer, asked, ttl, now);
     }
 
     /// What is requested when the lease is lost, and whether it's new. If so, a renewer that found the lease over() before has
-    /// told nobody.
+    /// told nobody; and any other is to know that there is somebody to tell.
     std::pair<std::stop_source, bool> listen() {
         const std::lock_guard guard{mutex};
         const bool fresh = !lost_;
         if (fresh) lost_.emplace();
         return {*lost_, fresh};
     }
+    void unlisten() noexcept {
+        const std::lock_guard guard{mutex};
+        lost_.reset();
+    }
+    bool has_listeners() const noexcept {
+        const std::lock_guard guard{mutex};
+        return lost_ || (options.observer && options.observer->lost);
+    }
+    /// So many others may be lost at the same time, and each has to be told. Returns when to come back at the latest.
+    TimePoint make_room(std::size_t others) noexcept {
+        const std::lock_guard guard{mutex};
+        sooner_ = others * std::chrono::microseconds{20};
+        return next();
+    }
+
+    /// When a renewer comes back at the latest.
+    TimePoint next_step() const noexcept {
+        const std::lock_guard guard{mutex};
+        return next();
+    }
     bool over(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return !lease.held(now) || (kept_ && now >= give_up_);
+        return !lease.held(latest(now)) || (kept_ && latest_ >= give_up_);
     }
 
     /// For the observer: what became of an extension, or that the lease was lost. Outside the mutex, as all of them.
@@ -163,21 +189,27 @@ public:
     void tell_lost(Loss why) const noexcept { detail::tell(options.observer, &Observer::lost, {key, why}); }
 
     /// By how much a renewal may be early, so that many travel together.
-    TimePoint::duration slack() const noexcept {
-        return std::min<TimePoint::duration>(options.ttl / 30, Millis{1'000});
-    }
+    TimePoint::duration slack() const noexcept { return std::min<TimePoint::duration>(third() / 10, Millis{1'000}); }
 
 private:
+    /// A time that was read before the mutex was waited for may be older than one by which the lease was judged
+    /// already. So that what was over for somebody stays over, the latest one counts.
+    TimePoint latest(TimePoint now) const noexcept { return latest_ = std::max(latest_, now); }
+
+    /// Of what can be used of a lease: after so long it is renewed.
+    TimePoint::duration third() const noexcept { return TimePoint::duration{options.usable()} / 3; }
+
     Loss loss(TimePoint now) const noexcept {
         if (lease.held(now)) return Loss::max_hold;
         if (lease.state(now) != Lease::State::lost) return Loss::timed_out;
         return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
     }
 
-    /// When a lease that was not extended is given up: so long before its end that a thread which has to wait for a processor
-    /// still hears of it in time.
+    /// When a lease that was not extended is given up: so long before its end that threads which have to wait for a
+    /// processor still hear of it in time.
     TimePoint last_call() const noexcept {
-        return lease.end() - std::min<TimePoint::duration>(options.ttl / 64, Millis{4});
+        const TimePoint::duration usable{options.usable()};
+        return lease.end() - std::min(std::min<TimePoint::duration>(usable / 16, Millis{4}) + sooner_, usable / 8);
     }
 
     TimePoint next() const noexcept {
@@ -187,7 +219,9 @@ private:
 
     bool kept_ = false;
     bool asking_ = false; ///< an extension is under way
-    bool told_ = false;   ///< that the lease is over: no clock that was read before revives it
+    bool told_ = false;   ///< the loss of this lease
+    TimePoint::duration sooner_{};
+    mutable TimePoint latest_{};
     TimePoint renew_at_{}, give_up_{};
     TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
     std::optional<std::stop_source> lost_{};

@@ -76,7 +76,9 @@ public:
     unsigned counts_replicas() const noexcept override {
         return state_ == State::polling && !was_in_line_ ? CommandExchange::counts_replicas() : 0;
     }
-    bool blocks() const noexcept override { return state_ == State::in_one || state_ == State::blocked; }
+    bool blocks() const noexcept override {
+        return state_ == State::in_one || state_ == State::blocked || state_ == State::ending;
+    }
     TimePoint due() const noexcept override { return due_; }
     unsigned surplus() const noexcept override { return surplus_ + (nudged_ ? 1 : 0); }
 

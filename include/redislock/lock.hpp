@@ -19,6 +19,9 @@ namespace redislock {
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
 /// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error but a
 /// `false`.
+///
+/// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these calls goes on,
+/// and ends at its next cancellation point after the call.
 template <Backend B>
 class RedisLock {
 public:
@@ -59,7 +62,7 @@ public:
         requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
     [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
-        : RedisLock{backend, key, Options{.ttl = ttl_only}, tags...} {}
+        : RedisLock{backend, key, Options{.ttl = detail::clamped(ttl_only)}, tags...} {}
     // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
@@ -109,10 +112,14 @@ public:
     /// outcome leaves no lock held. Blocks for at most the answer time-out; tries again while there is trouble.
     Unlocked unlock() noexcept { return let_go(true); }
 
-    /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
+    /// Lets the lease live for at least `span` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
     /// out of bounds, and EPERM; what becomes of the lease is the outcome, and after unknown it is as it was.
-    [[nodiscard]] Outcome extend(Millis ttl) {
+    template <class Rep, class Period>
+    requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
+    [[nodiscard]] Outcome extend(std::chrono::duration<Rep, Period> span) {
+        const detail::Uncancelled call;
+        const Millis ttl = detail::clamped(span);
         detail::check_ttl(ttl);
         detail::check_ttl(own().backend, ttl);
         const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
@@ -131,18 +138,27 @@ public:
         }
     }
 
-    /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at the latest a 64th of the
-    /// ttl (4 ms at most) before its end, so that it is heard before the server may give the lease to anyone else. Already, if the
-    /// lock isn't held. Not by unlock(). Each lease has a token of its own: ask again after locking again.
+    /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at
+    /// the latest shortly before its end, so that it is heard before the server may give the lease to anyone else. That
+    /// is a 16th of the usable lease, 4 ms at most, and 20 us more for each lease of the backend whose lost() somebody
+    /// has asked for; an eighth at most. Already, if the lock isn't held. Not by unlock(). Each lease has a token of
+    /// its own: ask again after locking again.
     ///
-    /// Callbacks run in a thread of the backend's, at once, those of one lease one after another. They may block: that holds up nobody
-    /// else's, as long as fewer than 64 do so. They may unlock, if nobody else uses the lock from then on. The first call for a lease that is
-    /// not renewed may start a thread.
+    /// Callbacks run in threads of the backend's, at once, those of one lease one after another. They may block: as
+    /// long as fewer than 1,024 do so, all tokens are requested in time. Each has a thread of its own, unless so many
+    /// leases end together, or the machine is so busy, that tokens would be late: then up to 128 leases' callbacks run
+    /// one after another. They may unlock, if nobody else uses the lock from then on.
+    ///
+    /// The first call for a lease may start a thread, which stays, idle, for later leases. Throws std::system_error if
+    /// there is none to be had.
     [[nodiscard]] std::stop_token lost() {
+        const detail::Uncancelled call;
         State& state = own();
-        if (state.held(state.backend.now()) && !state.kept()) share(state);
         auto [source, fresh] = state.listen();
-        if (fresh && state.over(state.backend.now())) source.request_stop();
+        if (fresh && state.over(state.backend.now()))
+            source.request_stop();
+        else if (fresh)
+            watch(state);
         return source.get_token();
     }
 
@@ -161,7 +177,7 @@ public:
     [[nodiscard]] bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
     explicit operator bool() const noexcept { return owns_lock(); }
 
-    /// What is left of the lease, rounded down; zero if it isn't held. lost() may come up to 4 ms sooner.
+    /// What is left of the lease, rounded down; zero if it isn't held. lost() may come sooner: see there.
     [[nodiscard]] Millis remaining() const noexcept {
         return holding() ? state_->remaining(state_->backend.now()) : Millis::zero();
     }
@@ -189,7 +205,7 @@ private:
     struct State : detail::Claim<B> {
         using detail::Claim<B>::Claim;
         TimePoint granted{}; ///< when
-        const unsigned generation = detail::generation();
+        const detail::Generation generation = detail::generation();
     };
 
     /// In a forked child the parent's lease is none of ours.
@@ -202,6 +218,7 @@ private:
     }
 
     bool acquire(TimePoint give_up, const std::stop_token& stop) {
+        const detail::Uncancelled call;
         State& state = own();
         const TimePoint started = state.backend.now();
         if (state.held(started))
@@ -213,6 +230,7 @@ private:
     }
 
     void adopt(const Token& token) {
+        const detail::Uncancelled call;
         State& state = own();
         const TimePoint started = state.backend.now();
         state.adopt(token);
@@ -242,12 +260,23 @@ private:
             throw;
         }
     }
+    /// From now on somebody is to be told of the loss.
+    void watch(State& state) try {
+        if (state.kept())
+            state.backend.keep(state_, state.next_step());
+        else
+            share(state);
+    } catch (...) {
+        state.unlisten();
+        throw;
+    }
     static void unshare(State& state) noexcept {
         if (state.drop()) state.backend.drop(state);
     }
 
     Outcome let_go(bool wants_answer) noexcept try {
         if (!holding()) return Outcome::not_held;
+        const detail::Uncancelled call;
         State& state = *state_;
         unshare(state);
         const TimePoint now = state.backend.now();

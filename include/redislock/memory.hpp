@@ -34,6 +34,7 @@ public:
     explicit Memory(Time time = Time::simulated) noexcept : real_{time == Time::real} {}
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
+    ~Memory() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
@@ -109,7 +110,7 @@ public:
         const std::lock_guard guard{mutex_};
         const auto* entry = keys().find(key, time());
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
-        holder.value = entry->value;
+        holder.value = entry->value.substr(0, Holder::longest_value);
         if (entry->expiry != TimePoint::max()) holder.remaining = std::chrono::floor<Millis>(entry->expiry - time());
         return {Verdict::yes};
     }
@@ -309,6 +310,7 @@ private:
         return {Verdict::unknown};
     }
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     const bool real_;
     mutable std::mutex mutex_;
     TimePoint simulated_{std::chrono::hours{1}};

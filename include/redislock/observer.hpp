@@ -32,9 +32,11 @@ constexpr std::string_view to_string(Loss loss) noexcept {
 /// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running when the lock is gone,
 /// even after `released`.
 ///
-/// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread. `renewed` and
-/// `not_renewed` must return at once: they are called by the thread that renews all leases of a backend, `renewed` by the lock's own too, in
-/// extend(). `lost` may block: it is called by one of the threads that run the callbacks of RedisLock::lost().
+/// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread.
+/// `renewed` and `not_renewed` must return at once: they are called by the thread that renews all leases of a backend,
+/// `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the threads that run the
+/// callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks and backends then run
+/// in that thread.
 struct Observer {
     using Span = LeaseClock::duration;
 

@@ -103,7 +103,7 @@ public:
         for (std::size_t n = 0; n < links_.size(); ++n)
             if (const std::size_t owed = links_[n].owed(); owed > 0) {
                 links_[n].advance(now);
-                if (links_[n].is_closed())
+                if (links_[n].is_closed() || links_[n].in_doubt())
                     electorate_.health[n].failed(now);
                 else if (links_[n].owed() < owed)
                     electorate_.health[n].answered();

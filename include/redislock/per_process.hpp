@@ -34,8 +34,8 @@ public:
     PerProcess(const PerProcess&) = delete;
     PerProcess& operator=(const PerProcess&) = delete;
     ~PerProcess() {
-        get();
-        delete entry_.load();
+        Entry* const current = entry_.load();
+        if (current->generation == generation() || current->abandon()) delete current;
     }
 
     T& get() {
@@ -50,7 +50,7 @@ public:
 
 private:
     struct Entry : T {
-        const unsigned generation = detail::generation();
+        const Generation generation = detail::generation();
         std::unique_ptr<Entry> parents{};
     };
 

@@ -34,9 +34,9 @@ public:
     explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, ways_{nodes} {}
 
     void send(Renewal renewal) {
-        const std::size_t first = ways_.first(renewal.holding->options.min_replicas);
+        const unsigned replicas = renewal.holding->options.min_replicas;
         const auto vote = std::make_shared<Vote>(static_cast<unsigned>(nodes_), std::move(renewal), answered_);
-        for (std::size_t n = 0; n < nodes_; ++n) ways_.all[first + n].send(vote, n);
+        for (std::size_t n = 0; n < nodes_; ++n) ways_.to(n, replicas).send(vote, n);
     }
 
     template <class Answered>
@@ -110,6 +110,7 @@ public:
     }
     Quorum(const Quorum&) = delete;
     Quorum& operator=(const Quorum&) = delete;
+    ~Quorum() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
@@ -243,6 +244,7 @@ private:
     } catch (...) { // no room for it: it's closed
     }
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     detail::Electorate<Node> electorate_;
     const std::vector<Node*>& nodes_ = electorate_.nodes;
     detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<Party>>>> idle_;

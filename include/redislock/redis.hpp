@@ -34,7 +34,7 @@ public:
     explicit ServerPort(const Server& server) : ways_{{&server}} {}
 
     void send(Renewal renewal) {
-        Channel& way = ways_.all[ways_.first(renewal.holding->options.min_replicas)];
+        Channel& way = ways_.to(0, renewal.holding->options.min_replicas);
         way.send(std::make_shared<Extension>(std::move(renewal), answered_));
     }
     template <class Answered>
@@ -233,13 +233,14 @@ private:
             std::unique_ptr<Channel> channel;
             {
                 const std::lock_guard guard{mutex};
-                if (idle.empty()) return std::make_unique<Channel>(server_);
+                if (idle.empty()) break;
                 channel = std::move(idle.back());
                 idle.pop_back();
             }
-            channel->advance(now()); // what was answered meanwhile
-            if (!channel->is_closed() && channel->owed() <= most_owed) return channel;
+            if (channel->take_back(now()) && channel->owed() <= most_owed) return channel;
         }
+        server_.lingering.get().sockets.sweep();
+        return std::make_unique<Channel>(server_);
     }
 
     void give_back(std::unique_ptr<Channel> channel, const Deadline& deadline) noexcept try {
@@ -249,7 +250,9 @@ private:
         }
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
-        if (idle.size() < options_.idle_connections) idle.push_back(std::move(channel));
+        if (idle.size() >= options_.idle_connections) return;
+        channel->set_aside();
+        idle.push_back(std::move(channel));
     } catch (...) { // no room for it: it's closed
     }
 
@@ -264,6 +267,7 @@ private:
     /// What is left for a block to be worth it: a few ms are lost to rounding.
     static constexpr Millis shortest_block{5};
 
+    detail::Uncancelled at_the_end_{std::defer_lock};
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;

@@ -4,10 +4,10 @@
 #pragma once
 
 #include "backend.hpp"
+#include "callback_pool.hpp"
 #include "per_process.hpp"
 
 #include <deque>
-#include <list>
 #include <map>
 #include <vector>
 
@@ -25,130 +25,6 @@ struct Renewal {
 /// Renewals that have been answered since they were last looked at.
 using AnsweredRenewals = std::vector<std::pair<Renewal, Answer>>;
 
-/// A loss, to be told outside all mutexes: first to those who wait for the signal of that lease.
-struct Message {
-    std::shared_ptr<Holding> holding{};
-    Holding::Step step{};
-
-    void tell() {
-        if (step.listeners) step.listeners->request_stop();
-        holding->tell_lost(step.why);
-    }
-};
-
-/// Tell losses, in threads that callbacks may block for as long as they like. One stands by from the first lease on, since a
-/// thread that is only then started would be late. Where something has not been told for 2 ms there are twice as many, up to 64.
-/// They stay, for a thread that ends takes as long as what callbacks have left in it.
-template <class Engine>
-class Heralds {
-public:
-    Heralds() = default;
-    Heralds(const Heralds&) = delete;
-    Heralds& operator=(const Heralds&) = delete;
-
-    /// They tell what is left. One that is in a callback is left behind, for that may last, or be what destroys us.
-    ~Heralds() {
-        std::unique_lock guard{shared_->mutex};
-        shared_->over = true;
-        shared_->news.notify_all();
-        const auto waits = [](const Herald& herald) { return herald.state == Herald::State::waiting; };
-        while (std::any_of(shared_->heralds.begin(), shared_->heralds.end(), waits)) shared_->settled.wait(guard);
-        std::list<Herald> ended;
-        for (auto herald = shared_->heralds.begin(); herald != shared_->heralds.end();) {
-            const auto one = herald++;
-            if (one->state == Herald::State::telling)
-                one->thread.detach();
-            else
-                ended.splice(ended.end(), shared_->heralds, one);
-        }
-        guard.unlock(); // for what callbacks have left to be destroyed with their thread may tell, too
-        for (Herald& herald : ended) herald.thread.join();
-    }
-
-    /// One more, that ends with us. Throws std::system_error if there is no thread to be had.
-    void add() {
-        const std::lock_guard guard{shared_->mutex};
-        Herald& self = shared_->heralds.emplace_back();
-        try {
-            self.thread.start([shared = shared_, engine = engine_, &self] { run(*shared, engine, self); });
-        } catch (...) {
-            shared_->heralds.pop_back();
-            throw;
-        }
-    }
-
-    /// Takes the message, unless it throws.
-    void tell(Message& message, TimePoint now) {
-        const std::lock_guard guard{shared_->mutex};
-        if (shared_->untold.empty()) relieve_at_ = later(now, Millis{2});
-        shared_->untold.push_back(std::move(message));
-        shared_->news.notify_one();
-    }
-
-    /// When somebody else is to take on what is held up by a callback.
-    TimePoint due() const {
-        const std::lock_guard guard{shared_->mutex};
-        return shared_->untold.empty() || shared_->heralds.size() >= most ? TimePoint::max() : relieve_at_;
-    }
-
-    void relieve(TimePoint now) {
-        if (now < due()) return;
-        relieve_at_ = later(now, Millis{2});
-        const std::size_t alive = count();
-        for (std::size_t more = std::min(alive, most - alive); more > 0; --more) add();
-    }
-
-private:
-    static constexpr std::size_t most = 64;
-
-    struct Herald {
-        enum class State { waiting, telling, over };
-        State state = State::waiting;
-        typename Engine::Thread thread{};
-    };
-
-    struct Shared {
-        std::mutex mutex{};
-        typename Engine::Condition news{}, settled{};
-        std::deque<Message> untold{};
-        std::list<Herald> heralds{};
-        bool over = false;
-    };
-
-    static void run(Shared& shared, const Engine& engine, Herald& self) {
-        std::unique_lock guard{shared.mutex};
-        const auto becomes = [&](typename Herald::State state) {
-            self.state = state;
-            if (shared.over) shared.settled.notify_all();
-        };
-        for (;;) {
-            if (!shared.untold.empty()) {
-                Message message = std::move(shared.untold.front());
-                shared.untold.pop_front();
-                becomes(Herald::State::telling);
-                guard.unlock();
-                engine.as_program([&] { message.tell(); });
-                message = {};
-                guard.lock();
-                becomes(Herald::State::waiting);
-            } else if (shared.over) {
-                return becomes(Herald::State::over);
-            } else {
-                shared.news.wait(guard);
-            }
-        }
-    }
-
-    std::size_t count() const {
-        const std::lock_guard guard{shared_->mutex};
-        return shared_->heralds.size();
-    }
-
-    std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
-    Engine engine_;
-    TimePoint relieve_at_{};
-};
-
 /// One thread for all leases of a backend, started with the first of them.
 /// Port: `send(Renewal)`, `advance(now, answered)` and `due()` as of Channel, `wait(alarm)` for whatever comes first; and an Engine,
 /// as System is one.
@@ -160,51 +36,71 @@ public:
     Renewer(const Renewer&) = delete;
     Renewer& operator=(const Renewer&) = delete;
 
-    /// Joins the thread, which waits for nothing.
+    /// Joins the thread, which waits for nothing; unless it is the one that destroys us, for an observer has called
+    /// std::exit().
     ~Renewer() {
         {
             const std::lock_guard guard{mutex_};
             over_ = true;
         }
         alarm_.set(TimePoint{});
-        thread_.join();
+        if (thread_.is_current())
+            thread_.detach();
+        else
+            thread_.join();
     }
 
+    /// One that is kept already is come back to at `first` at the latest. If there is somebody to tell of its loss by
+    /// now, a thread that does so stands by. Throws std::system_error if there is no thread to be had.
     void keep(std::shared_ptr<Holding> holding, TimePoint first) {
         const std::lock_guard guard{mutex_};
-        if (!thread_.joinable()) {
-            heralds_.add();
-            thread_.start([this] { run(); });
-        }
+        if (!thread_.joinable()) thread_.start([this] { run(); });
         Holding* const address = holding.get();
-        agenda_.erase({address->due, address});
-        agenda_.insert_or_assign({address->due = first, address}, std::move(holding));
+        const auto entry = agenda_.find({address->due, address});
+        const bool listened = entry != agenda_.end() && entry->second.listened;
+        const bool listens = listened || holding->has_listeners();
+        if (listens && !listened) {
+            callbacks_.stand_by(listened_ + 1);
+            first = std::min(first, holding->make_room(listened_));
+        }
+        if (entry == agenda_.end()) {
+            agenda_.insert({{address->due = first, address}, {std::move(holding), listens}});
+        } else {
+            entry->second.listened = listens;
+            reschedule(entry, first = std::min(first, address->due));
+        }
+        listened_ += listens && !listened;
         if (first < sleeps_until_) alarm_.set(sleeps_until_ = first);
     }
 
     /// The thread has no part in it any more, but for an answer that comes late, which Holding ignores.
     void drop(Holding& holding) noexcept {
         const std::lock_guard guard{mutex_};
-        agenda_.erase({holding.due, &holding});
+        reschedule(agenda_.find({holding.due, &holding}), TimePoint::max());
     }
 
 private:
     using Engine = typename Port::Engine;
-    using Agenda = std::map<std::pair<TimePoint, Holding*>, std::shared_ptr<Holding>>;
+    struct Kept {
+        std::shared_ptr<Holding> holding;
+        bool listened; ///< somebody is to be told of its loss
+    };
+    using Agenda = std::map<std::pair<TimePoint, Holding*>, Kept>;
 
+    /// Ends in a child that an observer has forked: there it is the only thread, and the leases are the parent's.
     void run() {
-        for (;;) {
+        while (generation_ == generation()) {
             try {
                 {
                     const std::lock_guard guard{mutex_};
                     if (over_) return;
                     take_steps(Engine::now());
+                    for (; !to_tell_.empty(); to_tell_.pop_front()) callbacks_.tell(to_tell_.front(), Engine::now());
                 }
-                for (; !to_tell_.empty(); to_tell_.pop_front()) heralds_.tell(to_tell_.front(), Engine::now());
                 for (Renewal& renewal : std::exchange(to_send_, {})) port_.send(std::move(renewal));
                 port_.advance(Engine::now(),
                               [this](const Renewal& renewal, const Answer& answer) { answered(renewal, answer); });
-                heralds_.relieve(Engine::now());
+                callbacks_.relieve(Engine::now());
             } catch (const std::exception&) { // no memory, or no thread
                 // What is missed by that is made up for: see to_tell_, and Holding on when it asks again.
             }
@@ -212,7 +108,7 @@ private:
                 const std::lock_guard guard{mutex_};
                 const TimePoint next = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;
                 const TimePoint untold = to_tell_.empty() ? TimePoint::max() : later(Engine::now(), Millis{2});
-                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), heralds_.due(), untold});
+                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), callbacks_.due(), untold});
                 alarm_.set(sleeps_until_);
             }
             port_.wait(alarm_);
@@ -236,38 +132,45 @@ private:
     void take_steps(TimePoint now) {
         if (agenda_.empty() || agenda_.begin()->first.first > now) return;
         constexpr int most = 256;
-        const TimePoint reach = now + agenda_.begin()->second->slack();
+        const TimePoint reach = now + agenda_.begin()->second.holding->slack();
         auto entry = agenda_.begin();
         for (int taken = 0; taken < most && entry != agenda_.end() && entry->first.first <= reach;) {
             const auto current = entry++;
-            Holding& holding = *current->second;
-            const Holding::Step step = holding.step(now);
+            const std::shared_ptr<Holding>& holding = current->second.holding;
+            const Holding::Step step = holding->step(now);
             if (step.act == Holding::Step::Act::nothing && step.next == current->first.first) continue;
             ++taken;
-            if (step.act == Holding::Step::Act::renew)
-                to_send_.push_back({current->second, step.token, now, step.deadline});
-            if (step.act == Holding::Step::Act::tell) to_tell_.push_back({current->second, step});
+            if (step.act == Holding::Step::Act::renew) to_send_.push_back({holding, step.token, now, step.deadline});
+            if (step.act == Holding::Step::Act::tell && (step.listeners || current->second.listened))
+                to_tell_.push_back({holding, step});
             reschedule(current, step.next);
         }
     }
 
-    void reschedule(typename Agenda::iterator entry, TimePoint next) {
+    /// TimePoint::max(): the entry is done with.
+    void reschedule(typename Agenda::iterator entry, TimePoint next) noexcept {
         if (entry == agenda_.end()) return;
         auto node = agenda_.extract(entry);
-        if (next == TimePoint::max()) return;
-        node.key() = {node.mapped()->due = next, node.mapped().get()};
+        if (next == TimePoint::max()) {
+            listened_ -= node.mapped().listened;
+            return;
+        }
+        Holding* const holding = node.mapped().holding.get();
+        node.key() = {holding->due = next, holding};
         agenda_.insert(agenda_.end(), std::move(node)); // where it belongs as a rule
     }
 
     Port port_;
-    Heralds<Engine> heralds_;
+    CallbackPool<Engine> callbacks_;
     typename Engine::Alarm alarm_;
     std::mutex mutex_;
     Agenda agenda_;
+    std::size_t listened_ = 0; ///< entries of the agenda
     std::vector<Renewal> to_send_;
     std::deque<Message> to_tell_;
     TimePoint sleeps_until_ = TimePoint::max();
     bool over_ = false;
+    const Generation generation_ = generation();
     typename Engine::Thread thread_;
 };
 

@@ -56,7 +56,7 @@ struct ReplyBuilder {
     static void keep(void*) {}
 
     static redisReplyObjectFunctions* functions() {
-        static redisReplyObjectFunctions table = [] {
+        static constinit redisReplyObjectFunctions table = [] {
             redisReplyObjectFunctions made{};
             made.createString = string;
             made.createArray = array;

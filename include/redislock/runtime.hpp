@@ -1,8 +1,9 @@
-/// What the library needs of the operating system: the clock, the one way to wait, random bits, and whether we are still
-/// the process that we were. It knows no lock and no protocol.
+/// What the library needs of the operating system: the clock, the one way to wait, threads, and random bits. It knows no lock and no
+/// protocol.
 /// tests/process_test.cpp and tests/connection_test.cpp go red if it is wrong.
 #pragma once
 
+#include "process.hpp"
 #include "types.hpp"
 
 #if !__has_include(<sys/eventfd.h>) || !__has_include(<sys/timerfd.h>)
@@ -10,7 +11,6 @@
 #endif
 
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -19,10 +19,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stop_token>
 #include <thread>
@@ -97,32 +97,34 @@ private:
 /// A descriptor that can be read as soon as it is raised, from any thread. Throws std::system_error if there is none.
 class Signal {
 public:
-    Signal() : fd_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {
-        if (fd_ < 0) raise({{errno, std::generic_category()}, "no descriptor to be woken by"});
+    Signal() : descriptor_{opened([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); })} {
+        if (fd() < 0) raise({{errno, std::generic_category()}, "no descriptor to be woken by"});
     }
     Signal(const Signal&) = delete;
     Signal& operator=(const Signal&) = delete;
-    ~Signal() { ::close(fd_); }
 
-    int fd() const noexcept { return fd_; }
-    void set() const noexcept { ::eventfd_write(fd_, 1); }
+    int fd() const noexcept { return descriptor_.fd(); }
+    void set() const noexcept { ::eventfd_write(fd(), 1); }
+    void unset() const noexcept {
+        eventfd_t ignored;
+        ::eventfd_read(fd(), &ignored);
+    }
 
 private:
-    int fd_;
+    Descriptor descriptor_;
 };
 
 /// A descriptor that can be read from a moment on, of the clock of leases: also when the machine has slept over it, unlike a
 /// time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
 class Alarm {
 public:
-    Alarm() : fd_{::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK)} {
-        if (fd_ < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
+    Alarm() : descriptor_{opened([] { return ::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK); })} {
+        if (fd() < 0) raise({{errno, std::generic_category()}, "no timer to be woken by"});
     }
     Alarm(const Alarm&) = delete;
     Alarm& operator=(const Alarm&) = delete;
-    ~Alarm() { ::close(fd_); }
 
-    int fd() const noexcept { return fd_; }
+    int fd() const noexcept { return descriptor_.fd(); }
 
     /// In place of the moment that was set before. TimePoint::max() is never.
     void set(TimePoint moment) const noexcept {
@@ -131,11 +133,31 @@ public:
         itimerspec setting{};
         if (moment != TimePoint::max())
             setting.it_value = {static_cast<time_t>(seconds.count()), static_cast<long>((span - seconds).count())};
-        ::timerfd_settime(fd_, TFD_TIMER_ABSTIME, &setting, nullptr);
+        ::timerfd_settime(fd(), TFD_TIMER_ABSTIME, &setting, nullptr);
     }
 
 private:
-    int fd_;
+    Descriptor descriptor_;
+};
+
+/// Holds pthread_cancel(3) back for as long as it lives: for this thread, and until the next cancellation point after it. Our
+/// calls have such points where nothing may be thrown. Some 5 ns.
+class Uncancelled {
+public:
+    Uncancelled() noexcept { begin(); }
+    Uncancelled(const Uncancelled&) = delete;
+    Uncancelled& operator=(const Uncancelled&) = delete;
+    ~Uncancelled() {
+        if (begun_) ::pthread_setcancelstate(before_, nullptr);
+    }
+
+    /// Only from begin() on. As the first member of a class, whose destructor begins it, it covers the end of all other members.
+    explicit Uncancelled(std::defer_lock_t) noexcept {}
+    void begin() noexcept { begun_ = ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_) == 0; }
+
+private:
+    int before_ = 0;
+    bool begun_ = false;
 };
 
 /// The clock, the timers and the threads of this process. What takes an Engine is given another one in simulations.
@@ -147,7 +169,7 @@ public:
 
     static TimePoint now() noexcept { return detail::now(); }
 
-    /// One of ours: it runs no signal handler of the program's. start() throws std::system_error if there is none to be had.
+    /// One of ours: it runs no signal handler of the program's, and is never cancelled. start() throws std::system_error if there is none to be had.
     class Thread {
     public:
         template <class Work>
@@ -159,9 +181,13 @@ public:
                 ~Restore() { ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); }
                 const sigset_t& mask;
             } const restore{before};
-            thread_ = std::thread{std::move(work)};
+            thread_ = std::thread{[work = std::move(work)]() mutable {
+                const Uncancelled always;
+                work();
+            }};
         }
         bool joinable() const noexcept { return thread_.joinable(); }
+        bool is_current() const noexcept { return thread_.get_id() == std::this_thread::get_id(); }
         void join() {
             if (joinable()) thread_.join();
         }
@@ -206,13 +232,6 @@ private:
     std::unique_ptr<Signal> signal_;
     std::optional<std::stop_callback<Set>> callback_;
 };
-
-/// A number that changes in a forked child: what remembers another one belongs to the parent.
-inline unsigned generation() noexcept {
-    static std::atomic<unsigned> forks{0};
-    static const bool watched = ::pthread_atfork(nullptr, nullptr, [] { ++forks; }) == 0;
-    return watched ? forks.load(std::memory_order_relaxed) : static_cast<unsigned>(::getpid());
-}
 
 /// 128 bits from the operating system's generator, at each call: a forked child or a restored snapshot has no state to
 /// repeat. Throws std::system_error if there are none to be had; it never makes do with less.

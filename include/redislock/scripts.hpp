@@ -1,5 +1,5 @@
-/// The scripts that the server runs for a lock, the keys that they keep beside it, the commands that carry them, and what they
-/// return. What is in here knows bytes alone: it neither sends nor receives them.
+/// The scripts that the server runs for a lock, the keys that they keep beside it, the commands that carry them, and
+/// what they return. What is in here knows bytes alone: it neither sends nor receives them.
 /// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -9,8 +9,8 @@ namespace redislock::detail {
 
 /// The keys beside a lock's key while somebody waits for it, in the same slot of a cluster as far as a key allows that:
 /// `waiting` announces waiters by its presence; on the list `turn` they block, and an element in it is the turn of the
-/// first; `given` tells that a turn was given just now, and may not have been taken yet, though the lock's key is free. And
-/// `fence` has the number of the last grant, for a day.
+/// first; `given` tells that a turn was given just now, and may not have been taken yet, though the lock's key is free.
+/// And `fence` has the number of the last grant, for a day.
 /// They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone is not refused the
 /// whole script for their sake.
 struct Companions {
@@ -29,18 +29,23 @@ struct Companions {
     std::string waiting, turn, given, fence;
 };
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3] the
-/// counter, ARGV[4] a step in us.
-/// The number is the last one plus 1, or the server's time, in us and rounded down to the step, if that is more; without a last one
-/// it is the time itself. So it grows even if the counter is lost, as long as the time does not go back behind the last number. A counter
-/// that has had no grant for a day is of no more use, and goes.
-/// Returns OK, or the number: it's ours now; 0: it is held without an expiry; -1 - n: it is held for n ms; nil: the same, for
-/// nobody knows how long; another status: it is of that type.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3]
+/// the counter, ARGV[4] a step in us.
+/// The number is the last one plus 1, or the server's time, in us and rounded down to the step, if that is more;
+/// without a last one it is the time itself. So it grows even if the counter is lost, as long as the time does not go
+/// back behind the last number. A counter that has had no grant for a day is of no more use, and goes. Lua's numbers
+/// are doubles: from 2^53 on they do not rise by 1, so that a counter which is there, or is no number that has a next
+/// one (inf, nan), is an error, and nothing is granted.
+/// Returns OK, or the number: it's ours now; 0: it is held without an expiry; -1 - n: it is held for n ms; nil: the
+/// same, for nobody knows how long; another status: it is of that type.
 inline constexpr std::string_view acquire_script = R"lua(local fence
 if ARGV[3] then
   local time = redis.call('TIME')
   local now = time[1] * 1000000 + time[2]
   local last = tonumber(redis.pcall('GET', ARGV[3]))
+  if last and not (last < 9007199254740991) then
+    return redis.error_reply('FENCE no number follows ' .. string.format('%.0f', last) .. ', which is in ' .. ARGV[3])
+  end
   fence = last and math.max(last + 1, now - now % ARGV[4]) or now
 end
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
@@ -63,8 +68,8 @@ return type(left) == 'number' and left > -2 and -1 - left
 )lua";
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the companions.
-/// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1: there
-/// is none.
+/// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1:
+/// there is none.
 inline constexpr std::string_view release_script = R"lua(local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] then
   return holder and 0 or -1
@@ -82,24 +87,28 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; where later grants are to have higher numbers than
-/// ARGV[4], ARGV[3] is the counter.
-/// It writes in any case, so that WAIT tells who knows how long the key lives.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; where later grants are to have higher
+/// numbers than ARGV[4], ARGV[3] is the counter.
+/// It writes in any case, so that WAIT tells who knows how long the key lives. A counter that is no number is written
+/// over, as by a grant.
 /// Returns 1: it is ours, and lives for that long or longer; 0: it is another's; -1: there is none.
 inline constexpr std::string_view extend_script = R"lua(local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] then
   return holder and 0 or -1
 end
 redis.call('PEXPIRE', KEYS[1], math.max(ARGV[2], redis.call('PTTL', KEYS[1])))
-if ARGV[3] and tonumber(redis.call('GET', ARGV[3]) or 0) < tonumber(ARGV[4]) then
-  redis.call('SET', ARGV[3], ARGV[4], 'PX', 86400000)
+if ARGV[3] then
+  local last = tonumber(redis.pcall('GET', ARGV[3]))
+  if not (last and last >= tonumber(ARGV[4])) then
+    redis.call('SET', ARGV[3], ARGV[4], 'PX', 86400000)
+  end
 end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the companions.
-/// Announces a waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL
-/// says of the key, or its type if it is no string; a key that is free, but somebody's turn already, is as good as held.
+/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the companions. Announces a
+/// waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
+/// of the key, or its type if it is no string; a key that is free, but somebody's turn already, is as good as held.
 inline constexpr std::string_view announce_script = R"lua(local announced = redis.call('PTTL', ARGV[2])
 if announced < 0 then
   redis.call('SET', ARGV[2], '', 'PX', ARGV[1])
@@ -127,10 +136,16 @@ end
 return left
 )lua";
 
+/// KEYS[1] the key. Returns what it holds, cut to as many bytes as ARGV[1] says; nil: there is none; an error: it is no
+/// string.
+inline constexpr std::string_view inspect_script = R"lua(local value = redis.call('GET', KEYS[1])
+return value and string.sub(value, 1, ARGV[1])
+)lua";
+
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
-inline constexpr std::string_view acquire_sha = "68b120bff1c4ecd0223f8e9f83689a9de1bb41c1";
-inline constexpr std::string_view extend_sha = "14aab53cd88d6cc30b28d6094f860563b47ce84e";
+inline constexpr std::string_view acquire_sha = "68ef378ca564f292d121f0c150d7b32256a4d0bd";
+inline constexpr std::string_view extend_sha = "57ea388a9b6f19103b001b9de52ce7e96b207255";
 inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
 
 /// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now.
@@ -142,11 +157,12 @@ inline Answer busy_for(long long pttl) {
 /// Whether an acquire is a SET, which can't tell more of a key that is held.
 inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fenced; }
 
-/// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any further.
+/// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any
+/// further.
 inline Answer meaning_of(const Request& request, const Reply& reply) {
     const auto busy = [](Errc why, std::string detail = {}) { return Answer{Verdict::no, {why, std::move(detail)}}; };
     if (reply.is_error()) {
-        std::string sentence = reply.text.substr(0, reply.text.find(", with args beginning with"));
+        std::string sentence = printable(reply.text.substr(0, reply.text.find(", with args beginning with")));
         for (auto at = sentence.find(request.token.hex()); at != sentence.npos; at = sentence.find(request.token.hex()))
             sentence.replace(at, Token::digits, "<token>");
         const Errc code = meaning(reply.text);
@@ -170,8 +186,8 @@ inline Answer meaning_of(const Request& request, const Reply& reply) {
     return {Verdict::unknown, {Errc::protocol_error, {}}};
 }
 
-/// Whether the connection is of no more use: it is out of step, or leads to one that has become a replica, while a new one to the
-/// same address may lead to the primary.
+/// Whether the connection is of no more use: it is out of step, or leads to one that has become a replica, while a new
+/// one to the same address may lead to the primary.
 inline bool ends_connection(const Answer& answer) noexcept {
     return answer.why.code == Errc::protocol_error || answer.why.code == Errc::read_only;
 }
@@ -200,13 +216,18 @@ public:
             ttl_ = request.ttl;
             fence_ = request.fence;
             step_ = request.fence_step;
-            token_at_ = bytes_.rfind(request.token.hex());
+            token_at_ = argument_at(bytes_, token_of(bytes_));
         }
         request.token.hex().copy(bytes_.data() + token_at_, Token::digits);
         return bytes_;
     }
 
 private:
+    /// Which argument the token is: the one behind the key, in `SET key` and `EVAL script 1 key`.
+    static std::size_t token_of(std::string_view command) {
+        return command.substr(argument_at(command, 0)).starts_with("SET\r\n") ? 2 : 4;
+    }
+
     std::string (*format_)(const Request&) = nullptr;
     std::string bytes_;
     std::string key_;
@@ -252,8 +273,12 @@ inline std::string announce_command(const Request& r, std::string_view verb, std
 inline std::string announce_by_sha(const Request& r) { return announce_command(r, "EVALSHA", announce_sha); }
 inline std::string announce_by_body(const Request& r) { return announce_command(r, "EVAL", announce_script); }
 
-/// Waits until enough replicas have what was written before on the same connection, and tells how many have: by half of the time
-/// left.
+inline std::string inspect_command(std::string_view key) {
+    return formatted({"EVAL", inspect_script, "1", key, std::to_string(Holder::longest_value)});
+}
+
+/// Waits until enough replicas have what was written before on the same connection, and tells how many have: by half of
+/// the time left.
 inline std::string replicas_command(const Request& r, TimePoint now) {
     const auto half = std::chrono::floor<Millis>((r.deadline.at - std::min(now, r.deadline.at)) / 2);
     return formatted({"WAIT", std::to_string(r.replicas),

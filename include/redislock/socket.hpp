@@ -1,4 +1,4 @@
-/// The socket that a connection owns, and the addresses that it may be connected to. It knows nothing of what is sent.
+/// The addresses that a connection may be made to. It knows nothing of what is sent.
 /// tests/connection_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -15,30 +15,6 @@
 #include <vector>
 
 namespace redislock::detail {
-
-/// An open socket. In a forked child it is the parent's, and is neither used nor closed.
-class Socket {
-public:
-    Socket() = default;
-    explicit Socket(int fd) noexcept : fd_{fd}, generation_{generation()} {}
-    Socket(Socket&& other) noexcept : fd_{std::exchange(other.fd_, -1)}, generation_{other.generation_} {}
-    Socket& operator=(Socket&& other) noexcept {
-        Socket old{std::move(*this)};
-        fd_ = std::exchange(other.fd_, -1);
-        generation_ = other.generation_;
-        return *this;
-    }
-    ~Socket() {
-        if (fd_ >= 0 && generation_ == generation()) ::close(fd_);
-    }
-
-    int fd() const noexcept { return fd_; }
-    explicit operator bool() const noexcept { return fd_ >= 0 && generation_ == generation(); }
-
-private:
-    int fd_ = -1;
-    unsigned generation_ = 0;
-};
 
 /// Where to connect to, as the kernel wants it.
 struct Endpoint {
@@ -62,6 +38,7 @@ inline std::vector<Endpoint> resolve(const Address& address) {
         found.push_back(std::move(endpoint));
         return found;
     }
+    const Uncancelled call;
     addrinfo hints{};
     hints.ai_family = AF_UNSPEC;
     hints.ai_socktype = SOCK_STREAM;

@@ -32,11 +32,22 @@ struct LeaseClock {
 
 using TimePoint = LeaseClock::time_point;
 
+namespace detail {
+inline constexpr std::chrono::duration<double> a_century{3.15e9};
+
+/// The same in milliseconds, or the longest duration where that would overflow: to be refused, not to be wrapped around.
+template <class Rep, class Period>
+constexpr Millis clamped(std::chrono::duration<Rep, Period> span) noexcept {
+    const std::chrono::duration<double> seconds{span};
+    if (seconds > a_century) return Millis::max();
+    return seconds < -a_century ? Millis::min() : Millis{span};
+}
+} // namespace detail
+
 /// `start + span`, or the end of time where that would overflow.
 template <class Rep, class Period>
 constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> span) noexcept {
-    constexpr std::chrono::duration<double> a_century{3.15e9};
-    if (std::chrono::duration<double>{span} > a_century) return TimePoint::max();
+    if (std::chrono::duration<double>{span} > detail::a_century) return TimePoint::max();
     return start + std::chrono::ceil<TimePoint::duration>(std::max(span, std::chrono::duration<Rep, Period>::zero()));
 }
 
@@ -255,7 +266,7 @@ struct Options {
     /// How long the server keeps the key for us: 10 ms to 24 h. It bounds how long a dead holder blocks the others.
     Millis ttl{10'000};
 
-    /// Whether the lease is renewed in the background, every third of its ttl, until the lock is unlocked.
+    /// Whether the lease is renewed in the background, every third of its usable part, until the lock is unlocked.
     bool renew = true;
 
     /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by itself. Not
@@ -298,7 +309,9 @@ struct Options {
 
 /// Who has a key, as inspect() tells it.
 struct Holder {
-    std::string value;               ///< what the key holds; binary, and empty if it is no string
+    static constexpr std::size_t longest_value = 1024;
+
+    std::string value; ///< what the key holds, cut to `longest_value` bytes; binary, and empty if it is no string
     std::optional<Millis> remaining; ///< until the key goes by itself; nothing: it does not
 
     /// The proof of ownership, if the value can be one: for force_unlock(), or to be compared with a lock's own.

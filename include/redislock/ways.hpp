@@ -1,26 +1,39 @@
-/// Which connection a renewal travels on. It knows nothing of what a connection does; tests/session_test.cpp goes red if it is wrong.
+/// Which connection a renewal travels on. It knows nothing of what a connection does; tests/session_test.cpp goes red
+/// if it is wrong.
 #pragma once
 
 #include "types.hpp"
 
 #include <deque>
+#include <utility>
 #include <vector>
 
 namespace redislock::detail {
 
-/// Channels to each of some places, and others for each number of replicas, so that who waits for replicas holds up only his like.
+/// Channels to each of some places, and others for each number of replicas: WAIT blocks everything behind it. And where
+/// a channel is in doubt, another one to the same place: a connection that is dead must not hold up what is asked from
+/// now on, and those under way on one that is only slow are not to lose it for the sake of an impatient one.
 template <class Channel, class Place>
 class Ways {
 public:
     explicit Ways(std::vector<Place*> places) : places_{std::move(places)} {}
 
-    /// The index of the first of those for so many replicas: one for each place, in their order.
-    std::size_t first(unsigned replicas) {
-        const auto at = std::find(counts_.begin(), counts_.end(), replicas) - counts_.begin();
-        const std::size_t first = static_cast<std::size_t>(at) * places_.size();
-        while (all.size() < first + places_.size()) all.emplace_back(*places_[all.size() - first]);
-        if (at == std::ssize(counts_)) counts_.push_back(replicas);
-        return first;
+    /// The channel to the nth place for the next question that waits for so many replicas. The first one that is not in
+    /// doubt, or a new one; where that would be more than `most`, the last: in time the others are given up, and then
+    /// used anew.
+    Channel& to(std::size_t nth, unsigned replicas) {
+        const std::pair label{nth, replicas};
+        Channel* last = nullptr;
+        unsigned count = 0;
+        for (std::size_t i = 0; i < labels_.size(); ++i) {
+            if (labels_[i] != label) continue;
+            last = &all[i];
+            if (++count == most || !last->in_doubt()) return *last;
+        }
+        labels_.reserve(labels_.size() + 1); // both, or none
+        all.emplace_back(*places_[nth]);
+        labels_.push_back(label);
+        return all.back();
     }
 
     TimePoint due() const noexcept {
@@ -32,8 +45,10 @@ public:
     std::deque<Channel> all;
 
 private:
+    static constexpr unsigned most = 4;
+
     const std::vector<Place*> places_;
-    std::vector<unsigned> counts_;
+    std::vector<std::pair<std::size_t, unsigned>> labels_; ///< of each channel: the place, and how many replicas
 };
 
 } // namespace redislock::detail

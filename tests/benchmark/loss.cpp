@@ -2,6 +2,7 @@
 /// goes in the server, which is when somebody else could get it.
 #include "../support/proxy.hpp"
 #include "figures.hpp"
+#include "together.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -394,12 +395,22 @@ int main(int argc, char** argv) {
     CLI::App app{"When lost() is requested, against the key's expiry on the server, for leases of 300 to 600 ms.\n"
                  "Exit code 1: a signal was late, or there was one for nothing."};
     int trials = 200, parallel = 20;
-    bool busy = false;
+    bool busy = false, ends_together = false;
     app.add_option("--trials", trials, "of each scenario")->check(CLI::Range(1, 1'000'000))->capture_default_str();
     app.add_option("--parallel", parallel, "locks at a time")->check(CLI::Range(1, 100))->capture_default_str();
     app.add_flag("--busy", busy, "with two spinning threads per core alongside");
+    app.add_flag("--together", ends_together,
+                 "instead: leases that end together, with callbacks that block, and a rival who takes the keys");
+    together::Cases cases;
+    app.add_option("--ttls", cases.ttls, "of --together, in ms")->delimiter(',')->capture_default_str();
+    app.add_option("--drifts", cases.drifts, "of --together")->delimiter(',')->capture_default_str();
+    app.add_option("--leases", cases.leases, "of --together: how many")->delimiter(',')->capture_default_str();
+    app.add_option("--blocks", cases.blocks, "of --together: for how long a callback does, in ms")
+        ->delimiter(',')
+        ->capture_default_str();
     CLI11_PARSE(app, argc, argv);
     const Spinning spinning{busy};
     std::printf("%d trials each, %d locks at a time, %zu spinning threads\n", trials, parallel, spinning.count());
+    if (ends_together) return together::Benchmark{trials, cases}.run() ? 0 : 1;
     return Benchmark{trials, parallel}.run() ? 0 : 1;
 }

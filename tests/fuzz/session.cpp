@@ -115,7 +115,7 @@ private:
     };
 
     struct Peer {
-        detail::Socket socket;
+        detail::Descriptor socket;
         std::unique_ptr<redisReader, FreeReader> reader{::redisReaderCreate()};
         std::string out{};                ///< answers that are not sent yet
         bool babbled = false;             ///< the server has said what was not asked
@@ -142,7 +142,7 @@ private:
 
     void take_in() {
         for (int fd = 0; (fd = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;)
-            peers_.push_back({detail::Socket{fd}});
+            peers_.push_back({detail::Descriptor{fd}});
         for (Peer& peer : peers_) {
             char bytes[16 * 1024];
             for (ssize_t got = 0; (got = ::recv(peer.socket.fd(), bytes, sizeof bytes, MSG_DONTWAIT)) > 0;) {
@@ -184,6 +184,7 @@ private:
         const bool by_sha = word == "EVALSHA";
         const std::string& script = words.at(1);
         if (script == announce_sha || script == announce_script) return ":50\r\n";
+        if (script == inspect_script) return "$5\r\nvalue\r\n";
         Question& question = asked(words.at(word == "SET" ? 2 : 4));
         peer.carried.push_back(&question);
         if (by_sha && question.fate == Fate::unknown_script) return "-NOSCRIPT No matching script.\r\n";
@@ -250,10 +251,12 @@ void send_and_advance(Redis& redis, std::deque<Question>& questions, bool all_at
         if (link.owed() == 0) server().act({}, true);
         question.from_now_on();
         link.send(std::make_shared<Asked>(question));
-        for (link.advance(detail::now()); !all_at_once && link.owed() > 0; link.advance(detail::now()))
+        for (link.advance(detail::now()); !all_at_once && question.answers == 0; link.advance(detail::now()))
             link.wait({TimePoint::max()}, links);
     }
-    for (; link.owed() > 0; link.advance(detail::now())) link.wait({TimePoint::max()}, links);
+    const auto is_open = [](const Question& question) { return question.answers == 0; };
+    for (; std::any_of(questions.begin(), questions.end(), is_open); link.advance(detail::now()))
+        link.wait({TimePoint::max()}, links);
 }
 
 void judge(const Question& question) {

@@ -203,6 +203,7 @@ struct SimNode {
         public:
             void start(std::function<void()> work);
             bool joinable() const noexcept { return task_ != nullptr; }
+            bool is_current() const noexcept;
             void join();
             void detach() noexcept { task_ = nullptr; }
 
@@ -379,6 +380,9 @@ inline void SimNode::Alarm::set(TimePoint when) noexcept {
 inline void SimNode::Engine::Thread::start(std::function<void()> work) {
     task_ = &world->start(world->running()->client, std::move(work));
 }
+inline bool SimNode::Engine::Thread::is_current() const noexcept {
+    return task_ != nullptr && task_ == world->running();
+}
 inline void SimNode::Engine::Thread::join() {
     if (task_ == nullptr) return;
     task_->joined_by = world->running();
@@ -436,6 +440,7 @@ public:
     TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
     bool is_closed() const noexcept { return wire_ == nullptr; }
     bool is_opening() const noexcept { return wire_ && !greeted_; }
+    bool in_doubt() const noexcept { return in_doubt_; }
     std::size_t owed() const noexcept { return owed_.size(); }
     bool owes_an_acquire(const Token& token) const noexcept {
         return owes([&](const Request& r) { return r.token == token && r.verb == Verb::acquire; });
@@ -467,14 +472,25 @@ public:
             for (; answer != inbox.end(); ++answer) {
                 const Owed owed = std::move(owed_.front());
                 owed_.pop_front();
-                owed.question->answered(owed.node, *answer);
+                in_doubt_ = false;
+                if (!owed.is_answered) owed.question->answered(owed.node, *answer);
             }
             if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}});
         }
         if (due_ > now) return;
+        bool any = false, others = false, only_extensions = true;
         due_ = TimePoint::max();
-        for (const Owed& owed : owed_) due_ = std::min(due_, owed.question->request.deadline.at);
-        if (due_ <= now) fail({Errc::timed_out, {}});
+        for (const Owed& owed : owed_) {
+            if (owed.is_answered) continue;
+            const TimePoint deadline = owed.question->request.deadline.at;
+            if (deadline > now) due_ = std::min(due_, deadline);
+            only_extensions &= deadline > now || owed.question->request.verb == Verb::extend;
+            (deadline > now ? others : any) = true;
+        }
+        if (any && others && only_extensions)
+            answer_overdue(now);
+        else if (any)
+            fail({Errc::timed_out, {}});
     }
 
 private:
@@ -485,7 +501,15 @@ private:
     struct Owed {
         std::shared_ptr<detail::Question> question;
         std::size_t node;
+        bool is_answered = false;
     };
+
+    void answer_overdue(TimePoint now) {
+        in_doubt_ = true;
+        for (Owed& owed : owed_)
+            if (owed.question->request.deadline.at <= now && !std::exchange(owed.is_answered, true))
+                owed.question->answered(owed.node, {Verdict::unknown, {Errc::timed_out, {}}});
+    }
 
     bool readable() const noexcept { return wire_ && (wire_->broken || !wire_->inbox.empty()); }
 
@@ -509,14 +533,16 @@ private:
                 }
         wire_.reset();
         unsent_ = 0;
+        in_doubt_ = false;
         due_ = TimePoint::max();
         const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, why};
-        for (const Owed& owed : std::exchange(owed_, {})) owed.question->answered(owed.node, answer);
+        for (const Owed& owed : std::exchange(owed_, {}))
+            if (!owed.is_answered) owed.question->answered(owed.node, answer);
     }
 
     const SimNode& node_;
     std::shared_ptr<Wire> wire_{};
-    bool greeted_ = false;
+    bool greeted_ = false, in_doubt_ = false;
     std::deque<Owed> owed_{};
     std::size_t unsent_ = 0; ///< of those that are owed, the last
     TimePoint due_ = TimePoint::max();
