@@ -294,7 +294,7 @@ TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing
     Redis redis{server.unix_uri()};
     std::vector<RedisLock<Redis>> locks;
     for (int i = 0; i < 200; ++i)
-        locks.emplace_back(redis, "k" + std::to_string(i),
+        locks.emplace_back(redis, std::to_string(i),
                            Options{.ttl = 60s, .answer_timeout = 500ms, .confirm_release = false});
     server.stop();
     within(200ms, [&] { locks.clear(); });

@@ -444,7 +444,7 @@ TEST_CASE("a thousand locks going out of scope on a dead server throw nothing", 
     Memory memory;
     try {
         std::vector<RedisLock<Memory>> locks;
-        for (int i = 0; i < 1000; ++i) locks.emplace_back(memory, "k" + std::to_string(i), options);
+        for (int i = 0; i < 1000; ++i) locks.emplace_back(memory, std::to_string(i), options);
         memory.set_fault(Fault::request_lost);
         throw std::runtime_error{"unwinding"};
     } catch (const std::runtime_error&) {

@@ -59,7 +59,7 @@ public:
     /// scripts asks for the value in full, which may be more than a reply may have.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         const Answer answer = inspect_by(inspect_command(key), key, deadline, holder);
-        if (answer.why.code != Errc::no_permission) return answer;
+        if (answer.why.code != Errc::no_permission || !holder.value.empty()) return answer;
         return inspect_by(formatted({"GET", key}), key, deadline, holder);
     }
 
