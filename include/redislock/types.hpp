@@ -163,7 +163,7 @@ struct Answer {
                (verdict == Verdict::no && (why.code == Errc::expired || why.code == Errc::stolen));
     }
 
-    /// Time may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
+    /// Time or a new connection may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
     bool is_trouble() const noexcept {
         if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
         switch (static_cast<Errc>(why.code.value())) {
@@ -171,6 +171,7 @@ struct Answer {
         case Errc::disconnected:
         case Errc::protocol_error:
         case Errc::timed_out:
+        case Errc::read_only:
         case Errc::loading:
         case Errc::script_running:
         case Errc::misconfigured:
