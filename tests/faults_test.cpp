@@ -391,3 +391,26 @@ TEST_CASE("a replica is an error, an answer time-out later", "[redis][faults]") 
     CHECK(within(answer_timeout, [&] { return failure([&] { return lock.try_lock(); }); }).code == Errc::read_only);
     CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
 }
+
+TEST_CASE("a release that a server reads in a pause of its writes is carried out when that ends", "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = answer_timeout}};
+    server.command({"CLIENT", "PAUSE", "1500", "WRITE"});
+    within(answer_timeout, [&] { lock.unlock(); });
+    CHECK(gone(server, "k"));
+}
+
+TEST_CASE("the reason why a connection has ended is told", "[faults]") {
+    for (const bool resets : {false, true}) {
+        FakeServer fake{[&](Peer& peer, int) {
+            peer.read();
+            if (resets) peer.reset();
+        }};
+        Redis redis{fake.tcp_uri(), {.client_name = ""}};
+        RedisLock lock{redis, "k", options, std::defer_lock};
+        const Failure why = failure([&] { return lock.try_lock(); });
+        CHECK(why.code == Errc::disconnected);
+        CHECK_THAT(why.detail, containing(resets ? "Connection reset by peer" : "the server closed the connection"));
+    }
+}

@@ -310,7 +310,7 @@ TEST_CASE("a wait goes on after one question that took long, and asks as often a
     RedisLock waiter{backend, "k", options, std::defer_lock};
     backend.pause_after_answer = 100ms;
     CHECK_FALSE(waiter.try_lock_for(300ms));
-    CHECK(backend.asked.size() > 3);
+    CHECK(backend.asked.size() > 2); // in line for the rest of the time, as soon as an answer was fast
     backend.asked.clear();
     holder.unlock();
     backend.memory.inject(Fault::request_lost);
