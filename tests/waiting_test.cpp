@@ -291,7 +291,7 @@ TEST_CASE("a server with no room for another connection keeps its waiters", "[re
     test::RedisServer server;
     Redis redis{server.unix_uri(), {.idle_connections = 0}};
     RedisLock holder{redis, "k", 60s};
-    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 2s}};
+    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 4s}};
     waiters.add(2);
     server.command({"CONFIG", "SET", "maxclients", "3"});                                // they and we
     wait_until([&] { return server.statistic("stats", "rejected_connections:") >= 4; }); // two looks of each
