@@ -7,6 +7,7 @@
 #include "session.hpp"
 #include "ways.hpp"
 
+#include <atomic>
 #include <mutex>
 
 namespace redislock {
@@ -99,11 +100,13 @@ public:
     /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its turn
     /// has a connection to itself for as long, and now and then another one for a moment.
     Answer ask(const Request& request) {
+        const bool alone = next_try_ != 0;
         Answer answer = with_session(request.first_answer(now()), [&](detail::Session& session) {
-            return session.ask(request, [&](const Request& question) {
-                return with_session(question.deadline,
-                                    [&](detail::Session& other) { return other.announce(question); });
+            Answer said = session.ask(alone ? shortened(request) : request, [&](const Request& question) {
+                return !alone || is_time_to_try(question) ? look(question) : nowhere;
             });
+            if (said.verdict == Verdict::unknown && said.finds_no_connection()) next_try_ = 1;
+            return said;
         });
         detail::locate(answer.why, *this);
         return answer;
@@ -124,6 +127,26 @@ public:
     void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
 
 private:
+    /// What a waiter sees of the key over another connection.
+    Answer look(const Request& question) {
+        Answer seen = with_session(question.deadline, [&](detail::Session& other) { return other.announce(question); });
+        if (seen.is_about_the_key()) next_try_ = 0;
+        return seen;
+    }
+
+    /// For a waiter that can have no other connection: it blocks for not much longer than from one look to the next, and looks over
+    /// its own connection in between. One of all waiters tries now and then whether there is another one again.
+    static Request shortened(Request request) {
+        request.patience = std::min(request.patience, request.recheck * 3 / 2);
+        return request;
+    }
+    bool is_time_to_try(const Request& question) noexcept {
+        const TimePoint time = now();
+        TimePoint::rep due = next_try_;
+        return due <= time.time_since_epoch().count() &&
+               next_try_.compare_exchange_strong(due, later(time, question.recheck).time_since_epoch().count());
+    }
+
     /// With one from the pool, or else a new one, if it's open by the deadline.
     template <class Use>
     Answer with_session(const Deadline& deadline, Use use) {
@@ -153,6 +176,8 @@ private:
                            "0 to " + detail::in_ms(Options::longest_ttl));
         return options;
     }
+
+    inline static const Answer nowhere{Verdict::no, {Errc::unreachable, {}}};
 
     using Idle = std::vector<std::unique_ptr<detail::Session>>;
 
@@ -192,6 +217,7 @@ private:
     const RedisOptions options_;
     const detail::Server server_;
     detail::PerProcess<detail::Guarded<Idle>> idle_;
+    std::atomic<TimePoint::rep> next_try_{0}; ///< at a second connection, since a waiter could have none; 0: it could
     detail::Renewers<detail::ServerPort> renewers_;
 };
 

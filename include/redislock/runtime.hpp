@@ -60,12 +60,17 @@ inline bool wait(std::span<pollfd> entries, TimePoint until) noexcept {
 
 /// The same for `fd` and `events`, or until it is stopped, which is false.
 inline bool wait(int fd, short events, const Deadline& deadline) noexcept {
-    pollfd entries[] = {{fd, events, 0}, {deadline.stop, POLLIN, 0}};
+    pollfd entries[] = {{fd, events, 0}, {deadline.stop, POLLIN, 0}, {deadline.turn, POLLIN, 0}};
     return wait(entries, deadline.at) && entries[0].revents != 0;
 }
 
 inline bool readable(int fd) noexcept { return wait(fd, POLLIN, TimePoint{}); }
-inline bool stopped(const Deadline& deadline) noexcept { return deadline.stop != -1 && readable(deadline.stop); }
+inline bool stopped_by_turn(const Deadline& deadline) noexcept {
+    return deadline.turn != -1 && readable(deadline.turn);
+}
+inline bool stopped(const Deadline& deadline) noexcept {
+    return (deadline.stop != -1 && readable(deadline.stop)) || stopped_by_turn(deadline);
+}
 
 inline bool over(const Deadline& deadline) noexcept { return now() >= deadline.at || stopped(deadline); }
 

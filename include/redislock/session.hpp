@@ -33,7 +33,11 @@ public:
         case Verb::acquire:
             if (const TimePoint time = now(); time < votes_from_) return {Verdict::no, restarted(votes_from_, time)};
             if (is_plain(request)) return acquire(request);
-            if (request.key != polls_for_ && request.patience >= shortest_block) return stand_in_line(request, look);
+            if (request.key != polls_for_ && request.patience >= shortest_block) {
+                Answer answer = stand_in_line(request, look);
+                if (!good()) connection_.stop_blocking(answer.finds_no_connection() ? room_by(request) : TimePoint{});
+                return answer;
+            }
             return run(in_time(request), acquire_by_sha(request), acquire_by_body, undo(request));
         case Verb::extend: return run(request, extend_(request, extend_by_sha), extend_by_body, {});
         default: // a release whose script must be known even if nobody hears of it
@@ -44,9 +48,15 @@ public:
     }
 
     /// Tells the releases to come, for a moment, that somebody waits. Busy, with the holder's remaining time: none
-    /// if the key is free and the turn given to the first in line. All else is why that's not possible.
+    /// if the key is free and the turn given to the first in line. All else is why that's not possible; an unknown without a
+    /// reason: the caller's own turn came before the answer, which the next user of this connection skips.
     Answer announce(const Request& request) {
         if (!connection_.write(announce_by_sha(request), request.deadline)) return not_sent();
+        if (request.deadline.turn != -1 && !connection_.arriving(request.deadline) &&
+            stopped_by_turn(request.deadline)) {
+            connection_.owe_reply();
+            return {Verdict::unknown};
+        }
         const Reply* reply = connection_.read(request.deadline);
         if (reply != nullptr && is_noscript(*reply)) {
             if (!connection_.write(announce_by_body(request), request.deadline)) return not_sent();
@@ -117,7 +127,7 @@ private:
         if (!proven_) {
             seen = announce(in_time(request));
             if (!seen.is_busy()) return good() ? line_refused(in_time(request), seen) : Answer{Verdict::no, seen.why};
-            if (!connection_.write(block, soon)) return not_sent(request);
+            if (!connection_.write(block, soon)) return told(not_sent(request), seen);
         } else {
             if (!connection_.write(announce_by_sha(request) + block, soon)) return not_sent(request);
             const Reply* reply = connection_.read(soon, last_words);
@@ -127,47 +137,60 @@ private:
             else
                 seen = announced(request, *reply);
         }
-        seen = wait_for_turn(request, end, std::move(seen), look);
+        const Failure trouble = wait_for_turn(request, end, seen, look);
         // A server with nothing else to do sleeps on for up to 100 ms when a block's time is up, until something arrives.
         nudged_ = now() >= end.at && !connection_.arriving(TimePoint{});
         if (nudged_) connection_.write(formatted({"PTTL", request.key}), request.deadline);
         // What has begun to come, or is due, is not waited for like a turn.
         Request taken = in_time(request);
         taken.patience = Millis::zero();
-        const Reply* turn = connection_.read(seen.is_busy() ? taken.deadline : TimePoint{}, last_words);
-        if (turn == nullptr && !seen.is_busy()) return {Verdict::unknown, seen.why};
-        if (turn == nullptr) return told(unanswered(), seen);
+        const Reply* turn = connection_.read(trouble ? TimePoint{} : taken.deadline, last_words);
+        if (turn == nullptr) return told(trouble ? Answer{Verdict::unknown, trouble} : unanswered(), seen);
         const bool blocked = !turn->is_error() || turn->text.starts_with("UNBLOCKED");
         proven_ = blocked;
         if (!blocked) polls_for_ = request.key;
         Answer answer = told(answered(taken, last_words), seen);
         skip_nudge();
         answer.queued = blocked;
-        answer.holder_left = seen.holder_left;
         return answer;
     }
 
-    /// Until something has come, it is the end, or the server is not there; looks in between, and returns what was seen last.
+    /// Until something has come, or it is the end; if neither, returns what the trouble is. Looks in between, and leaves in `seen`
+    /// what was seen last of the holder.
     template <class Look>
-    Answer wait_for_turn(const Request& request, const Deadline& end, Answer seen, Look& look) {
-        TimePoint held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
-        TimePoint free_since = TimePoint::max();
+    Failure wait_for_turn(const Request& request, const Deadline& end, Answer& seen, Look& look) {
+        TimePoint place_ends = keeps_place_until(request, seen), free_since = TimePoint::max();
+        unsigned seen_free = 0;
         while (seen.is_busy() && !connection_.arriving(next_look(seen, request.recheck, end)) && !over(end)) {
-            Answer latest = look(in_time(request));
-            // Where no other connection is to be had there is this one yet, and its place, while the holder has time left.
-            const bool no_other = latest.why.code == Errc::max_clients || latest.why.code == Errc::unreachable;
-            if (!no_other || now() >= held_until) {
+            Request question = in_time(request);
+            question.deadline.turn = connection_.fd();
+            Answer latest = look(question);
+            if (latest.is_busy()) {
+                place_ends = keeps_place_until(request, latest);
+                free_since = latest.was_held ? TimePoint::max() : std::min(free_since, now());
+                seen_free = latest.was_held ? 0 : seen_free + 1;
+                latest.was_held |= seen.was_held;
                 seen = std::move(latest);
-                held_until = seen.holder_left ? later(now(), *seen.holder_left) : TimePoint::max();
+            } else if (connection_.arriving(TimePoint{})) {
+                break; // it was not waited for
+            } else if (!latest.finds_no_connection() ||
+                       (now() >= place_ends && end.at > later(now(), 2 * request.recheck))) {
+                return latest.why;
             }
-            const Millis left = seen.holder_left.value_or(Millis::max());
-            if (left > turn_is_given) free_since = TimePoint::max();
-            if (left == Millis::zero()) free_since = std::min(free_since, now());
-            if (free_since < TimePoint::max() && now() - free_since >= 2 * request.recheck)
-                return {Verdict::unknown, {Errc::timed_out, "waiting for a turn"}};
+            if (seen_free >= enough_looks && now() - free_since >= 2 * request.recheck)
+                return {Errc::timed_out, "waiting for a turn"};
         }
-        return seen;
+        return seen.is_busy() ? Failure{} : seen.why;
     }
+
+    /// Where no other connection can be had there is this one yet, and its place: but not for long after the announcement that a
+    /// release looks for, nor after the holder's time.
+    static TimePoint keeps_place_until(const Request& request, const Answer& seen) {
+        return later(now(), std::min(3 * request.recheck, seen.holder_left.value_or(Millis::max())));
+    }
+
+    /// How long a place that is given up is waited for to be free again, for it may be the only one that we can have.
+    static Deadline room_by(const Request& request) { return request.deadline.by(later(now(), request.recheck / 2)); }
 
     /// The reply to a nudge comes behind those to the question.
     void skip_nudge() noexcept {
@@ -178,13 +201,15 @@ private:
     static Answer told(Answer answer, const Answer& seen) {
         if (answer.why.code == Errc::busy || (answer.why.code == Errc::timed_out && seen.never_ends()))
             answer.why = seen.why;
+        answer.holder_left = seen.holder_left;
+        answer.was_held = seen.was_held;
         return answer;
     }
 
     /// When the lease that was seen will have ended, and every now and then.
     static Deadline next_look(const Answer& seen, Millis recheck, const Deadline& end) {
         const Millis after = std::min(recheck, seen.holder_left.value_or(recheck) + Millis{1});
-        return {std::min(end.at, later(now(), after)), end.stop};
+        return end.by(later(now(), after));
     }
 
     /// The same, without waiting for longer than for a sign of life.
@@ -194,9 +219,7 @@ private:
         return question;
     }
 
-    static Deadline within(const Request& request, Millis span) {
-        return {std::min(request.deadline.at, later(now(), span)), request.deadline.stop};
-    }
+    static Deadline within(const Request& request, Millis span) { return request.deadline.by(later(now(), span)); }
 
     /// To those who may not stand in line a busy key is told like to those who don't want to.
     Answer line_refused(const Request& request, const Answer& seen) {
@@ -206,8 +229,10 @@ private:
 
     Answer announced(const Request& request, const Reply& reply) {
         if (reply.is_error()) return settled(meaning_of(request, reply));
-        if (reply.type == REDIS_REPLY_STATUS) return {Verdict::no, {Errc::wrong_type, "the key holds a " + reply.text}};
-        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2) return not_understood();
+        if (reply.type == REDIS_REPLY_STATUS)
+            return {
+                .verdict = Verdict::no, .why = {Errc::wrong_type, "the key holds a " + reply.text}, .was_held = true};
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2 - turn_is_given.count()) return not_understood();
         return busy_for(reply.integer);
     }
 
@@ -290,7 +315,10 @@ private:
     /// What is left for a block to be worth it: a few ms are lost to rounding.
     static constexpr Millis shortest_block{5};
 
-    /// For how long a key that is free is as good as held, after a turn was given: see announce_script.
+    /// How often in a row a key is seen free before nobody takes it: fewer looks may all fall between short leases.
+    static constexpr unsigned enough_looks = 10;
+
+    /// For how long at most a key is free, and somebody's turn: see announce_script.
     static constexpr Millis turn_is_given{20};
 
     Connection connection_;
