@@ -221,7 +221,7 @@ TEST_CASE("an owed reply is skipped by the next user, whether it has come or not
         std::size_t heard = 0, answered = 0;
         for (std::string bytes = peer.read(); !bytes.empty(); bytes = peer.read())
             for (heard += bytes.size(); answered < heard / ping.size();)
-                peer.send("+" + std::to_string(++answered) + "\r\n");
+                peer.send(std::string{"+"}.append(std::to_string(++answered)).append("\r\n"));
     }};
     Connection connection = connected(server);
     const auto write = [&] { REQUIRE(connection.write(ping, now() + generous)); };

@@ -294,7 +294,7 @@ TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing
     Redis redis{server.unix_uri()};
     std::vector<RedisLock<Redis>> locks;
     for (int i = 0; i < 200; ++i)
-        locks.emplace_back(redis, "k" + std::to_string(i),
+        locks.emplace_back(redis, std::to_string(i),
                            Options{.ttl = 60s, .answer_timeout = 500ms, .confirm_release = false});
     server.stop();
     within(200ms, [&] { locks.clear(); });
@@ -349,4 +349,68 @@ TEST_CASE("a server that dies under its locks kills no process, and the next one
     }
     server.start();
     CHECK(RedisLock(redis, "k1", 10s).owns_lock());
+}
+
+TEST_CASE("a failover behind one address is gone along with, by locks and by those who want one", "[redis][faults]") {
+    test::RedisServer first, second;
+    second.command({"REPLICAOF", "127.0.0.1", std::to_string(first.port())});
+    const auto address = std::filesystem::path{first.socket_path()}.parent_path() / "address.sock";
+    std::filesystem::create_symlink(first.socket_path(), address);
+    const Options long_lease{.ttl = 60s, .renew = false, .answer_timeout = generous};
+    Redis redis{"unix://" + address.string()};
+    std::optional<RedisLock<Redis>> lock{std::in_place, redis, "k", long_lease};
+    RedisLock other{redis, "j", long_lease, std::defer_lock};
+    while (second.integer({"EXISTS", "k"}) == 0) // it is a replica with all the data
+        if (second.text({"INFO", "replication"}).empty()) FAIL("no replica");
+    second.command({"REPLICAOF", "NO", "ONE"});
+    first.command({"REPLICAOF", "127.0.0.1", std::to_string(second.port())});
+    std::filesystem::remove(address);
+    std::filesystem::create_symlink(second.socket_path(), address);
+    SECTION("unlock") { CHECK(lock->unlock() == Unlocked::confirmed); }
+    SECTION("extend") {
+        CHECK(lock->extend(120s) == Outcome::confirmed);
+        CHECK(second.integer({"PTTL", "k"}) > 60'000);
+        lock.reset();
+    }
+    SECTION("the end of a scope") { lock.reset(); }
+    SECTION("lock") {
+        other.lock();
+        CHECK(other.owns_lock());
+        CHECK(second.integer({"EXISTS", "j"}) == 1);
+        lock.reset();
+    }
+    CHECK(second.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("a replica is an error, an answer time-out later", "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock held{redis, "held", options}, lock{redis, "k", options, std::defer_lock};
+    server.command({"REPLICAOF", "127.0.0.1", std::to_string(test::free_port())});
+    CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::read_only);
+    CHECK(within(answer_timeout, [&] { return failure([&] { return lock.try_lock(); }); }).code == Errc::read_only);
+    CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
+}
+
+TEST_CASE("a release that a server reads in a pause of its writes is carried out when that ends", "[redis][faults]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = answer_timeout}};
+    server.command({"CLIENT", "PAUSE", "1500", "WRITE"});
+    within(answer_timeout, [&] { lock.unlock(); });
+    CHECK(gone(server, "k"));
+}
+
+TEST_CASE("the reason why a connection has ended is told", "[faults]") {
+    for (const bool resets : {false, true}) {
+        FakeServer fake{[&](Peer& peer, int) {
+            peer.read();
+            if (resets) peer.reset();
+        }};
+        Redis redis{fake.tcp_uri(), {.client_name = ""}};
+        RedisLock lock{redis, "k", options, std::defer_lock};
+        const Failure why = failure([&] { return lock.try_lock(); });
+        CHECK(why.code == Errc::disconnected);
+        CHECK_THAT(why.detail, containing(resets ? "Connection reset by peer" : "the server closed the connection"));
+    }
 }

@@ -162,8 +162,7 @@ TEST_CASE("trouble is ridden out for the answer time-out, and no longer", "[lock
 }
 
 TEST_CASE("what time does not mend is an error at once", "[lock]") {
-    for (const Errc code :
-         {Errc::auth_failed, Errc::no_permission, Errc::read_only, Errc::out_of_memory, Errc::moved}) {
+    for (const Errc code : {Errc::auth_failed, Errc::no_permission, Errc::out_of_memory, Errc::moved}) {
         Scripted backend;
         backend.refusals = {code};
         const TimePoint start = backend.now();
@@ -314,7 +313,7 @@ TEST_CASE("a wait goes on after one question that took long, and asks as often a
     RedisLock waiter{backend, "k", options, std::defer_lock};
     backend.pause_after_answer = 100ms;
     CHECK_FALSE(waiter.try_lock_for(300ms));
-    CHECK(backend.asked.size() > 3);
+    CHECK(backend.asked.size() > 2); // in line for the rest of the time, as soon as an answer was fast
     backend.asked.clear();
     holder.unlock();
     backend.memory.inject(Fault::request_lost);
@@ -422,7 +421,7 @@ TEST_CASE("the lease has ended when the release is sent", "[lock]") {
 TEST_CASE("a release that is refused for good is not repeated", "[lock]") {
     Scripted backend;
     RedisLock lock{backend, "k", options};
-    backend.refusals.assign(10, Errc::read_only);
+    backend.refusals.assign(10, Errc::no_permission);
     CHECK(lock.unlock() == Unlocked::unknown);
     CHECK(backend.refusals.size() == 9);
     backend.refusals.clear();
@@ -444,7 +443,7 @@ TEST_CASE("a thousand locks going out of scope on a dead server throw nothing", 
     Memory memory;
     try {
         std::vector<RedisLock<Memory>> locks;
-        for (int i = 0; i < 1000; ++i) locks.emplace_back(memory, "k" + std::to_string(i), options);
+        for (int i = 0; i < 1000; ++i) locks.emplace_back(memory, std::to_string(i), options);
         memory.set_fault(Fault::request_lost);
         throw std::runtime_error{"unwinding"};
     } catch (const std::runtime_error&) {

@@ -294,7 +294,7 @@ TEST_CASE("an observer may end the process while a lease is being renewed", "[pr
             .not_renewed = [](void*, const Observer::NotRenewed&) noexcept { std::exit(0); },
             .lost = [](void*, const Observer::Lost&) noexcept {},
         };
-        static const RedisLock lock{memory, "k", {.ttl = 100ms, .observer = &ends}};
+        static const RedisLock lock{memory, "k", {.ttl = 2s, .observer = &ends}};
         if (fails) memory.set_fault(Fault::request_lost);
         ::alarm(20);
         for (;;) ::pause();

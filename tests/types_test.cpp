@@ -114,9 +114,9 @@ TEST_CASE("busy, trouble and refusal are told apart", "[types]") {
     const auto no = [](Errc code) { return Answer{Verdict::no, {code, {}}}; };
     for (const Errc code : {Errc::busy, Errc::no_expiry, Errc::wrong_type})
         CHECK((no(code).is_busy() && !no(code).is_trouble()));
-    for (const Errc code : {Errc::unreachable, Errc::loading, Errc::script_running, Errc::max_clients})
+    for (const Errc code : {Errc::unreachable, Errc::read_only, Errc::loading, Errc::script_running, Errc::max_clients})
         CHECK((no(code).is_trouble() && !no(code).is_busy()));
-    for (const Errc code : {Errc::auth_failed, Errc::no_permission, Errc::out_of_memory, Errc::read_only, Errc::moved})
+    for (const Errc code : {Errc::auth_failed, Errc::no_permission, Errc::out_of_memory, Errc::moved})
         CHECK_FALSE((no(code).is_trouble() || no(code).is_busy()));
     CHECK(Answer{Verdict::unknown, {Errc::timed_out, {}}}.is_trouble());
     CHECK_FALSE(Answer{Verdict::unknown}.is_trouble());

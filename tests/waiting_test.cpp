@@ -1,13 +1,18 @@
 // Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is left.
 // A waiter looks for himself every half answer time-out. Where that is 10 s, whoever is quick was woken.
 #include "catch.hpp"
+#include "fake_server.hpp"
+#include "proxy.hpp"
 #include "redis_server.hpp"
 #include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
 
+#include <sys/resource.h>
+
 #include <atomic>
 #include <deque>
+#include <future>
 #include <set>
 #include <thread>
 
@@ -15,12 +20,15 @@ using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
 using test::failure;
+using test::FakeServer;
+using test::Peer;
 
 namespace {
 
 constexpr Options looks_seldom{.ttl = 60s, .answer_timeout = 20s};
 constexpr Options looks_often{.ttl = 60s, .answer_timeout = 400ms};
 constexpr auto quick = 5s; // on a machine that is busy with other tests
+constexpr auto generous = 30s;
 
 const std::string announcement = "{k}:redislock:waiting", hand_off_list = "{k}:redislock:turn";
 
@@ -283,7 +291,7 @@ TEST_CASE("a server with no room for another connection keeps its waiters", "[re
     test::RedisServer server;
     Redis redis{server.unix_uri(), {.idle_connections = 0}};
     RedisLock holder{redis, "k", 60s};
-    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 2s}};
+    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 4s}};
     waiters.add(2);
     server.command({"CONFIG", "SET", "maxclients", "3"});                                // they and we
     wait_until([&] { return server.statistic("stats", "rejected_connections:") >= 4; }); // two looks of each
@@ -570,4 +578,237 @@ TEST_CASE("a server with no room for another connection, whose holder dies, lets
     waits.join();
     CHECK(waiter.owns_lock());
     server.command({"CONFIG", "SET", "maxclients", "100"});
+}
+
+namespace {
+
+constexpr Millis answer_timeout{400};
+constexpr Options looks_over_others{.ttl = 60s, .renew = false, .answer_timeout = answer_timeout};
+
+/// Whoever tries to open another descriptor in this process fails, but for as many as are spared.
+class NoDescriptors {
+public:
+    explicit NoDescriptors(unsigned spared) {
+        ::getrlimit(RLIMIT_NOFILE, &before_);
+        const rlimit few{std::min<rlim_t>(before_.rlim_cur, 512), before_.rlim_max};
+        ::setrlimit(RLIMIT_NOFILE, &few);
+        for (int fd = 0; fd >= 0;) {
+            fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+            if (fd >= 0) taken_.push_back(fd);
+        }
+        for (; spared > 0; --spared, taken_.pop_back()) ::close(taken_.back());
+    }
+    NoDescriptors(const NoDescriptors&) = delete;
+    NoDescriptors& operator=(const NoDescriptors&) = delete;
+    ~NoDescriptors() {
+        for (const int fd : taken_) ::close(fd);
+        ::setrlimit(RLIMIT_NOFILE, &before_);
+    }
+
+private:
+    rlimit before_{};
+    std::vector<int> taken_;
+};
+
+long long accepted(test::RedisServer& server) { return server.statistic("stats", "total_connections_received:"); }
+
+/// For how many seconds the client that is blocked has been so.
+long long blocked_for(test::RedisServer& server) {
+    const std::string clients = server.text({"CLIENT", "LIST"});
+    const auto blocked = clients.find(" flags=b");
+    const auto idle = blocked == clients.npos ? clients.npos : clients.rfind(" idle=", blocked);
+    return idle == clients.npos ? -1 : std::stoll(clients.substr(idle + 6));
+}
+
+} // namespace
+
+TEST_CASE("a waiter on a server that has room for him alone is served at the release, and keeps his connection",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()}, holders{server.unix_uri()};
+    RedisLock holder{holders, "k", {.ttl = 60s, .renew = false}};
+    server.command({"CONFIG", "SET", "maxclients", "3"}); // he, the holder and we
+    Waiters waiters{server, redis, looks_over_others};
+    waiters.add();
+    const long long first = accepted(server);
+    wait_until(
+        [&] { return accepted(server) == first + 1 && server.blocked_clients() == 1; }); // he stands in line anew
+    const long long asked = calls(server, "evalsha");
+    wait_until([&] { return calls(server, "evalsha") >= asked + 4; }); // and again, over the same connection
+    CHECK(accepted(server) == first + 1);
+    SECTION("at once") {}
+    SECTION("and waits like all others when there is room again") {
+        server.command({"CONFIG", "SET", "maxclients", "100"});
+        wait_until([&] { return blocked_for(server) >= 2; });
+    }
+    const TimePoint start = now();
+    CHECK(holder.unlock() == Unlocked::confirmed);
+    waiters.join();
+    CHECK(waiters.failures == 0);
+    CHECK(waiters.order().size() == 1);
+    CHECK(now() < start + quick);
+    CHECK(accepted(server) <= first + 3);
+    CHECK(leaves_nothing(server));
+}
+
+TEST_CASE("a waiter whose process has no other descriptor is served at the release", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()}, holders{server.unix_uri()};
+    RedisLock holder{holders, "k", {.ttl = 60s, .renew = false}};
+    REQUIRE(server.blocked_clients() == 0); // by a connection that it keeps
+    const NoDescriptors none{1};
+    Waiters waiters{server, redis, looks_over_others};
+    waiters.add();
+    const long long first = accepted(server);
+    wait_until([&] { return accepted(server) == first + 1 && server.blocked_clients() == 1; });
+    const TimePoint start = now();
+    CHECK(holder.unlock() == Unlocked::confirmed);
+    waiters.join();
+    CHECK(waiters.failures == 0);
+    CHECK(waiters.order().size() == 1);
+    CHECK(now() < start + quick);
+}
+
+TEST_CASE("a waiter who can reach nobody is told within three answer time-outs, however long the holder has",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    test::Proxy proxy{server.socket_path()};
+    Redis redis{proxy.uri(), {.idle_connections = 0}};
+    server.command({"SET", "k", "a holder", "PX", "60000"});
+    Failure why;
+    std::jthread waiting{[&] { why = failure([&] { return RedisLock{redis, "k", looks_over_others}; }); }};
+    wait_until([&] { return server.blocked_clients() == 1; });
+    const TimePoint start = now();
+    SECTION("where new connections get no answer") {}
+    SECTION("where nothing gets one") { proxy.set(test::Proxy::Mode::swallow); }
+    proxy.drop_newcomers();
+    waiting.join();
+    CHECK(why.code == Errc::unreachable);
+    CHECK(now() < start + 3 * answer_timeout + quick);
+}
+
+TEST_CASE("a turn, and a stop, are heard while a look over another connection is not answered", "[waiting]") {
+    std::promise<void> looked;
+    std::shared_future<void> look = looked.get_future().share();
+    std::stop_source stop;
+    bool stops = false;
+    FakeServer fake{[&](Peer& peer, int nth) {
+        for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
+            const auto is = [&](std::string_view word) { return command.find(word) != command.npos; };
+            if (nth == 1 && is(detail::announce_sha)) {
+                looked.set_value();
+                peer.wait_for_the_end();
+            } else if (is(detail::announce_sha)) {
+                peer.send(":50\r\n"); // to be looked at then
+            } else if (is("BLPOP")) {
+                look.wait();
+                if (stops)
+                    stop.request_stop();
+                else
+                    peer.send("*2\r\n$1\r\nt\r\n$0\r\n\r\n+OK\r\n");
+            } else {
+                peer.send(is("SET\r\n") ? "$-1\r\n" : ":1\r\n");
+            }
+        }
+    }};
+    SECTION("a turn") {}
+    SECTION("a stop") { stops = true; }
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "k", looks_seldom, std::defer_lock};
+    const TimePoint start = now();
+    CHECK(lock.lock(stop.get_token()) == !stops);
+    CHECK(now() < start + quick);
+    if (!stops) {
+        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(fake.connections() == 2); // the one that was looked over is as good as before, for all that we know
+    }
+}
+
+TEST_CASE("false is that somebody held the key, though the server hangs at the end of the wait", "[waiting]") {
+    std::atomic<bool> silent{false};
+
+    Options options = looks_seldom;
+    FakeServer fake{[&](Peer& peer, int) {
+        for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
+            const auto is = [&](std::string_view word) { return command.find(word) != command.npos; };
+            if (is(detail::announce_sha)) peer.send(":9000\r\n");
+            if (is("BLPOP") && !silent) peer.send("*2\r\n$1\r\nt\r\n$0\r\n\r\n+OK\r\n");
+            if (is(detail::release_sha)) silent = peer.send(":1\r\n");
+            if (!is("BLPOP") && is("SET\r\n") && !silent) peer.send("$-1\r\n");
+            if (silent && is(detail::announce_sha) && !is("BLPOP")) break; // a look
+        }
+        peer.wait_for_the_end();
+    }};
+    SECTION("before the last answer") {}
+    SECTION("and does not answer a look either") { options.answer_timeout = 200ms; }
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "k", options, std::defer_lock};
+    REQUIRE(lock.try_lock_for(20s)); // after a wait, so that the next one begins with standing in line
+    REQUIRE(lock.unlock() == Unlocked::confirmed);
+    bool got = true;
+    CHECK_FALSE(failure([&] { got = lock.try_lock_for(400ms); }));
+    CHECK_FALSE(got);
+}
+
+TEST_CASE("a wait that ends costs no connection, though answers take now a short and now a long time",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    test::Proxy proxy{server.socket_path()};
+    Redis redis{proxy.uri()};
+    server.command({"SET", "k", "a holder"});
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 20s}, std::defer_lock};
+    constexpr int rounds = 40;
+    const Millis late[] = {1ms, 25ms, 5ms, 15ms};
+    const long long before = accepted(server);
+    for (int round = 0; round < rounds; ++round) {
+        proxy.set(test::Proxy::Mode::delay, late[round % 4]);
+        const Failure why = failure([&] { return lock.try_lock_for(200ms); });
+        CHECK((!why || why.code == Errc::no_expiry));
+    }
+    CHECK(accepted(server) - before < rounds / 4);
+}
+
+TEST_CASE("a key that goes from one short lease to the next is not taken for a turn that does not come", "[waiting]") {
+    std::atomic<int> looks{0};
+    std::promise<void> enough;
+    FakeServer fake{[&](Peer& peer, int nth) {
+        for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
+            const auto is = [&](std::string_view word) { return command.find(word) != command.npos; };
+            if (nth > 0) {
+                peer.send(++looks == 1 ? ":-2\r\n" : ":8\r\n");
+                if (looks == 200) enough.set_value();
+            } else if (is(detail::announce_sha)) {
+                peer.send(":8\r\n");
+            } else if (is("BLPOP")) {
+                enough.get_future().wait_for(generous);
+                peer.send("*2\r\n$1\r\nt\r\n$0\r\n\r\n+OK\r\n");
+            } else {
+                peer.send(is("SET\r\n") ? "$-1\r\n" : ":1\r\n");
+            }
+        }
+    }};
+    Redis redis{fake.unix_uri(), {.client_name = ""}};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 1s}, std::defer_lock};
+    CHECK_FALSE(failure([&] { lock.lock(); }));
+    CHECK(lock.owns_lock());
+    CHECK(fake.connections() == 2);
+}
+
+TEST_CASE("who contends for the shortest leases is never told that his turn does not come", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    std::atomic<int> told{0}, held{0};
+    const auto contend = [&] {
+        for (int round = 0; round < 100; ++round) {
+            RedisLock lock{redis, "k", {.ttl = 10ms}, std::defer_lock};
+            const Failure why = failure([&] { lock.lock(); }); // on a busy machine they may be too short
+            told += why.detail.find("waiting for a turn") != why.detail.npos;
+            held += !why;
+        }
+    };
+    std::thread one{contend}, other{contend};
+    one.join();
+    other.join();
+    CHECK(told == 0);
+    CHECK(held > 0);
 }

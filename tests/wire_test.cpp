@@ -204,7 +204,8 @@ public:
         if (std::is_same_v<Place, Redis>) CHECK((lock.owns_lock() || failure));
         if (!lock.owns_lock()) return;
         CHECK(wire_.holds(std::string{lock.key()}, lock.token()));
-        CHECK(wire_.left(std::string{lock.key()}) >= lock.remaining());
+        const auto left = wire_.left(std::string{lock.key()}); // before the other: both shrink
+        CHECK(left >= lock.remaining());
     }
     void judge_released(const std::string& key, Outcome outcome) {
         may_stay_ = outcome == Outcome::unknown || case_.lies();

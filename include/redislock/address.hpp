@@ -152,7 +152,7 @@ private:
         else
             shown += "***";
         const std::string hint = "; in a user or password, all but letters, digits, - . _ ~ is written %XX";
-        raise({Errc::bad_uri, "\"" + printable(shown) + "\": " + why +
+        raise({Errc::bad_uri, std::string{"\""}.append(printable(shown)) + "\": " + why +
                                   (has_user && (scheme == "redis://" || scheme == "unix://") ? hint : "")});
     }
 

@@ -90,6 +90,7 @@ public:
         look_at_ = later(now, blocked);
         wave_ = 1;
         shared_->wake_one();
+        shared_->wake_one(); // the first may have to wait for a processor
     }
 
     /// When relieve() is to be called, for callbacks that block may hold up messages.
@@ -151,8 +152,8 @@ private:
 
         /// How many messages a thread takes, so that all are told by the first one's deadline.
         std::size_t share(TimePoint now) const {
-            constexpr std::size_t most_in_a_row = 128; // each has its place on the stack
-            constexpr std::chrono::microseconds to_wake_another{10};
+            constexpr std::size_t most_in_a_row = 128;               // each has its place on the stack
+            constexpr std::chrono::microseconds to_wake_another{50}; // on a busy machine; else 10
             const TimePoint::duration left = untold.begin()->first - now;
             if (left <= left.zero()) return most_in_a_row;
             const auto needed = (untold.size() * to_wake_another + left - TimePoint::duration{1}) / left;

@@ -38,6 +38,7 @@ public:
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
+    bool is_ready() const noexcept { return phase_ == Phase::ready; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
 
     /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
@@ -101,6 +102,14 @@ public:
     [[nodiscard]] bool take_back(TimePoint now) {
         if (phase_ == Phase::ready && connection_.take_back()) advance(now); // what was answered meanwhile
         return phase_ == Phase::ready && connection_.good();
+    }
+
+    /// Nobody waits any more for what is under way: its replies are skipped.
+    void disown() {
+        visit([](Exchange& exchange) {
+            exchange.revoke();
+            exchange.tell({Verdict::unknown});
+        });
     }
 
     /// Gives up all that is under way: as when its time is up.

@@ -28,8 +28,11 @@ public:
         unsigned tries = 0;
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
+        const auto for_an_answer = [&] {
+            return std::min<TimePoint::duration>(round_trip_.upper_bound() + Millis{1}, options.recheck());
+        };
         const auto last_question = [&](TimePoint now) {
-            return last_word - std::min((last_word - now) / 2, 2 * fastest_ + Millis{1});
+            return last_word - std::min((last_word - now) / 2, for_an_answer());
         };
         for (Pace pace{backend, options.longest_pause}; !stop.stop_requested();) {
             const TimePoint asked = backend.now();
@@ -45,14 +48,16 @@ public:
             if (lease.held(now)) return tries;
             if (stop.stop_requested()) break;
             if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
+            const bool is_late = answer.why.code == Errc::timed_out && waits && deadline == last_word;
+            if (now >= asked + patience && (answer.is_busy() || is_late)) round_trip_.measured(now - asked - patience);
             if (answer.is_busy()) {
                 if (give_up <= started) return 0;
                 if (patience > Millis{0} || !busy) busy = answer; // a plain question tells less
                 trouble.reset();
                 trouble_ends = TimePoint::max();
-                if (!answer.queued) fastest_ = std::min(fastest_, now - asked);
             } else {
                 if (!answer.is_trouble()) fail(answer.why);
+                if (!busy && answer.was_held) busy = Answer{Verdict::no, {Errc::busy, {}}, answer.holder_left};
                 if (busy && answer.never_ends()) busy->why = answer.why;
                 if (!trouble) trouble_ends = later(now, answer_timeout);
                 // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
@@ -61,7 +66,8 @@ public:
                     trouble = answer;
                 if (now >= trouble_ends) fail(trouble->why);
             }
-            if (last_word - now <= Millis{1}) {
+            const TimePoint::duration too_little = waits && answer.is_busy() ? for_an_answer() : Millis{1};
+            if (last_word - now <= too_little) {
                 backend.pause({last_word, signal.fd()});
                 if (!busy) fail(trouble->why);
                 if (busy->why.code != Errc::busy) fail(busy->why); // the holder has no lease that ends: worth an error
@@ -184,7 +190,7 @@ private:
 
     /// In the answer time-out, if that isn't later.
     Deadline soon(const Deadline& deadline) const noexcept {
-        return {std::min(deadline.at, later(backend.now(), options.answers_within())), deadline.stop};
+        return deadline.by(later(backend.now(), options.answers_within()));
     }
 
     Ended release(TimePoint deadline, bool wants_answer) {
@@ -210,7 +216,7 @@ private:
         complain(why);
     }
 
-    TimePoint::duration fastest_ = options.answers_within(); ///< of all answers so far
+    RoundTrip round_trip_{options.answers_within()};
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

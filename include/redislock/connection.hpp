@@ -66,7 +66,7 @@ public:
         for (auto left = static_cast<int>(endpoints.size()); const Endpoint& endpoint : endpoints) {
             const TimePoint time = now();
             const TimePoint share = time < deadline.at ? time + (deadline.at - time) / left-- : deadline.at;
-            if (open(endpoint, {share, deadline.stop})) return true;
+            if (open(endpoint, deadline.by(share))) return true;
         }
         return false;
     }
@@ -232,13 +232,13 @@ private:
             char bytes[4096];
             const ssize_t got = receive(bytes, sizeof bytes, deadline);
             if (got < 0 && errno == ETIMEDOUT) {
-                if (!last_words.empty()) {
-                    leave(last_words);
-                    ::shutdown(lingering_.fd(), SHUT_WR); // who stands in line leaves it
-                }
+                if (!last_words.empty()) leave(last_words);
                 return fail(Errc::timed_out, "waiting for a reply");
             }
-            if (fed(bytes, got)) received += static_cast<std::size_t>(got);
+            if (fed(bytes, got))
+                received += static_cast<std::size_t>(got);
+            else if (!good())
+                return false; // and that has said why
         }
         return fail(Errc::disconnected, "not connected");
     }

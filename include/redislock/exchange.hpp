@@ -221,12 +221,17 @@ public:
     /// What the reply to an announcement means.
     static Answer announced(const Request& request, const Reply& reply) {
         if (reply.is_error()) return meaning_of(request, reply);
-        if (reply.type == REDIS_REPLY_STATUS) return {Verdict::no, {Errc::wrong_type, "the key holds a " + reply.text}};
-        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2) return {Verdict::unknown, {Errc::protocol_error, {}}};
+        if (reply.type == REDIS_REPLY_STATUS)
+            return {.verdict = Verdict::no, .why = {Errc::wrong_type, "the key holds a " + reply.text}, .was_held = true};
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2 - hand_off_takes.count())
+            return {Verdict::unknown, {Errc::protocol_error, {}}};
         return busy_for(reply.integer);
     }
 
 private:
+    /// For how long at most a key is free, and handed to somebody: see announce_script.
+    static constexpr Millis hand_off_takes{20};
+
     bool in_full_ = false;
 };
 

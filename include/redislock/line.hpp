@@ -100,14 +100,20 @@ public:
     /// When the next look is due: when the lease that was seen will have ended, and every now and then.
     TimePoint look_at() const noexcept { return state_ == State::blocked ? look_at_ : TimePoint::max(); }
 
-    /// What a look has said of the key. True: the place in the line is worth nothing any more, and why.
+    /// What a look has said of the key. The place in the line is worth nothing any more if this is a failure. Where no other connection
+    /// can be had there is this one yet, and its place: but not for long after the announcement that a release looks for, nor after the
+    /// holder's time.
     Failure looked(Answer latest, TimePoint now) {
-        seen_ = std::move(latest);
-        if (!seen_.is_busy()) return seen_.why;
+        if (latest.is_busy()) {
+            free_since_ = latest.was_held ? TimePoint::max() : std::min(free_since_, now);
+            latest.was_held |= seen_.was_held;
+            seen_ = std::move(latest);
+            keep_place(now);
+        } else if (!latest.finds_no_connection() ||
+                   (now >= place_ends_ && end_ > later(now, 2 * request().recheck))) {
+            return latest.why;
+        }
         look_again(now);
-        const Millis left = seen_.holder_left.value_or(Millis::max());
-        if (left > hand_off_takes) free_since_ = TimePoint::max();
-        if (left == Millis::zero()) free_since_ = std::min(free_since_, now);
         if (free_since_ == TimePoint::max() || now - free_since_ < 2 * request().recheck) return {};
         return {Errc::timed_out, "waiting for a hand-off"};
     }
@@ -144,8 +150,13 @@ private:
     Next blocked(TimePoint now) noexcept {
         state_ = State::blocked;
         due_ = end_;
+        keep_place(now);
         look_again(now);
         return Next::more;
+    }
+
+    void keep_place(TimePoint now) noexcept {
+        place_ends_ = later(now, std::min(3 * request().recheck, seen_.holder_left.value_or(Millis::max())));
     }
 
     void look_again(TimePoint now) noexcept {
@@ -175,18 +186,16 @@ private:
             answer.why = seen_.why;
         answer.queued = was_in_line_;
         answer.holder_left = seen_.holder_left;
+        answer.was_held = seen_.was_held;
         return answer;
     }
-
-    /// For how long a key that is free is as good as held after a hand-off: see announce_script.
-    static constexpr Millis hand_off_takes{20};
 
     Request taking_; ///< what follows the block
     State state_ = State::announcing;
     Answer seen_{Verdict::unknown}; ///< of the holder, by the announcement and the last look
     bool in_full_ = false, was_in_line_ = false, nudged_ = false;
     unsigned surplus_ = 0;
-    TimePoint due_, end_{}, look_at_{};
+    TimePoint due_, end_{}, look_at_{}, place_ends_{};
     TimePoint free_since_ = TimePoint::max();
 };
 

@@ -6,6 +6,7 @@
 #include "renewer.hpp"
 #include "ways.hpp"
 
+#include <atomic>
 #include <mutex>
 
 namespace redislock {
@@ -138,9 +139,13 @@ private:
         const Deadline deadline = request.deadline;
         const bool waits = request.patience >= shortest_block && channel->lets_wait(request.key);
         if (!waits) request.deadline = request.first_answer(now());
+        const bool is_alone = next_try_ != 0;
+        // A waiter that can have no other connection blocks for not much longer than from one look to the next, and looks over its own
+        // connection in between.
+        if (waits && is_alone) request.patience = std::min(request.patience, request.recheck * 3 / 2);
         AwaitedQuestion question{std::move(request)};
         if (waits) {
-            stand_in_line(question, *channel);
+            stand_in_line(question, *channel, is_alone);
         } else {
             channel->send(question.shared());
             drive(question, *channel, deadline);
@@ -162,37 +167,70 @@ private:
         if (detail::stopped(deadline)) channel.abandon({Errc::timed_out, "stopped"});
     }
 
-    /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth anything.
-    void stand_in_line(AwaitedQuestion& question, Channel& own) {
+    /// A look of a waiter over another connection.
+    struct Look {
+        Look(std::unique_ptr<Channel> over, Request announcement)
+            : channel{std::move(over)}, question{std::move(announcement)} {}
+        std::unique_ptr<Channel> channel;
+        AwaitedQuestion question;
+    };
+
+    /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth anything. Both are
+    /// waited for at once.
+    void stand_in_line(AwaitedQuestion& question, Channel& own, bool is_alone) {
         auto exchange = std::make_unique<detail::LineExchange>(question.shared(), now());
         detail::LineExchange& line = *exchange; // until there is an answer
         own.send(std::move(exchange));
+        const Deadline& deadline = question.request.deadline;
         const auto arrives = [&] { return own.advance(now()), question.answer.has_value(); };
-        std::unique_ptr<Channel> other;
-        std::optional<AwaitedQuestion> look;
+        std::optional<Look> look;
         if (arrives() || own.glance(arrives)) return;
         while (!arrives()) {
             if (!look && line.look_at() <= now()) {
-                other = take();
-                Request announcement = question.request;
-                announcement.deadline = announcement.first_answer(now());
-                look.emplace(std::move(announcement));
-                other->send(std::make_unique<detail::AnnounceExchange>(look->shared(), 0));
+                if (!is_alone || is_time_to_try(question.request))
+                    begin(look, question.request);
+                else if (const Failure lost = line.looked(nowhere, now()))
+                    own.abandon(lost);
+                if (!look) continue;
             }
-            if (look) other->advance(now());
-            if (look && look->answer) {
-                give_back(std::move(other), look->request.deadline);
-                if (const Failure lost = line.looked(std::move(*look->answer), now())) own.abandon(lost);
-                look.reset();
+            if (look) look->channel->advance(now());
+            if (look && look->question.answer) {
+                if (const Failure lost = end(look, line)) own.abandon(lost);
                 continue;
             }
-            detail::ChannelWait wait{{look ? TimePoint::max() : line.look_at(), question.request.deadline.stop}};
+            detail::ChannelWait wait{{look ? TimePoint::max() : line.look_at(), deadline.stop}};
             wait.add(own);
-            if (look) wait.add(*other);
+            if (look) wait.add(*look->channel);
             wait();
-            if (detail::stopped(question.request.deadline)) own.abandon({Errc::timed_out, "stopped"});
+            if (detail::stopped(deadline)) own.abandon({Errc::timed_out, "stopped"});
         }
-        if (look) other->abandon({Errc::timed_out, "no longer needed"});
+        if (question.answer->verdict == Verdict::unknown && question.answer->finds_no_connection()) next_try_ = 1;
+        if (!look) return;
+        look->channel->disown();
+        give_back(std::move(look->channel), deadline);
+    }
+
+    void begin(std::optional<Look>& look, Request announcement) {
+        announcement.deadline = announcement.first_answer(now());
+        look.emplace(take(), std::move(announcement));
+        look->channel->send(std::make_unique<detail::AnnounceExchange>(look->question.shared(), 0));
+    }
+
+    /// Why the place in the line is worth nothing any more, if so.
+    Failure end(std::optional<Look>& look, detail::LineExchange& line) {
+        if (look->question.answer->is_about_the_key()) next_try_ = 0;
+        Failure lost = line.looked(std::move(*look->question.answer), now());
+        give_back(std::move(look->channel), look->question.request.deadline);
+        look.reset();
+        return lost;
+    }
+
+    /// One of all waiters tries now and then whether there is another connection again.
+    bool is_time_to_try(const Request& question) noexcept {
+        const TimePoint time = now();
+        TimePoint::rep due = next_try_;
+        return due <= time.time_since_epoch().count() &&
+               next_try_.compare_exchange_strong(due, later(time, question.recheck).time_since_epoch().count());
     }
 
     /// A question whose answer nobody waits for, beyond its being sent.
@@ -224,6 +262,8 @@ private:
         return options;
     }
 
+    inline static const Answer nowhere{Verdict::no, {Errc::unreachable, {}}};
+
     using Idle = std::vector<std::unique_ptr<Channel>>;
 
     /// The one used last, for its caches are warm; a new one if there is none that is fit.
@@ -244,10 +284,8 @@ private:
     }
 
     void give_back(std::unique_ptr<Channel> channel, const Deadline& deadline) noexcept try {
-        if (channel->is_closed()) {
-            if (!detail::stopped(deadline)) forget_idle();
-            return;
-        }
+        if (channel->is_closed() && !detail::stopped(deadline)) forget_idle();
+        if (!channel->is_ready()) return;
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
         if (idle.size() >= options_.idle_connections) return;
@@ -272,6 +310,7 @@ private:
     const RedisOptions options_;
     const detail::Server server_;
     detail::PerProcess<detail::Guarded<Idle>> idle_;
+    std::atomic<TimePoint::rep> next_try_{0}; ///< at a second connection, since a waiter could have none; 0: it could
     detail::Renewers<detail::ServerPort> renewers_;
 };
 

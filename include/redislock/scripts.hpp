@@ -108,7 +108,8 @@ return 1
 
 /// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the companions. Announces a
 /// waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
-/// of the key, or its type if it is no string; a key that is free, but somebody's turn already, is as good as held.
+/// of the key, or its type if it is no string; -2 - n: it is free, and has been somebody's turn already, which he has
+/// for n ms yet.
 inline constexpr std::string_view announce_script = R"lua(local announced = redis.call('PTTL', ARGV[2])
 if announced < 0 then
   redis.call('SET', ARGV[2], '', 'PX', ARGV[1])
@@ -119,7 +120,7 @@ local left = redis.call('PTTL', KEYS[1])
 if left == -2 then
   local given = redis.call('PTTL', ARGV[4])
   if given > 0 then
-    return given
+    return left - given
   end
   if redis.call('RPUSH', ARGV[3], '') == 1 then
     redis.call('PEXPIRE', ARGV[3], ARGV[1])
@@ -146,12 +147,15 @@ return value and string.sub(value, 1, ARGV[1])
 inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
 inline constexpr std::string_view acquire_sha = "68ef378ca564f292d121f0c150d7b32256a4d0bd";
 inline constexpr std::string_view extend_sha = "57ea388a9b6f19103b001b9de52ce7e96b207255";
-inline constexpr std::string_view announce_sha = "e899370538c28546346795b5e9519790c65ce4ff";
+inline constexpr std::string_view announce_sha = "43fb9705be1313e70002916d3c1635453c5a3efa";
 
-/// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now.
+/// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now; and -2 - n as of announce_script.
 inline Answer busy_for(long long pttl) {
-    if (pttl == -1) return {Verdict::no, {Errc::no_expiry, {}}};
-    return {Verdict::no, {Errc::busy, {}}, std::clamp(Millis{pttl}, Millis::zero(), Millis{Options::longest_ttl})};
+    if (pttl == -1) return {.verdict = Verdict::no, .why = {Errc::no_expiry, {}}, .was_held = true};
+    return {.verdict = Verdict::no,
+            .why = {Errc::busy, {}},
+            .holder_left = std::clamp(Millis{pttl < 0 ? -2 - pttl : pttl}, Millis::zero(), Options::longest_ttl),
+            .was_held = pttl >= 0};
 }
 
 /// Whether an acquire is a SET, which can't tell more of a key that is held.

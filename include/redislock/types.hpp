@@ -56,6 +56,9 @@ constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> sp
 struct Deadline {
     constexpr Deadline(TimePoint moment, int stop_descriptor = -1) noexcept : at{moment}, stop{stop_descriptor} {}
 
+    /// The same, but no later than `moment`.
+    constexpr Deadline by(TimePoint moment) const noexcept { return {std::min(at, moment), stop}; }
+
     TimePoint at;
     int stop; ///< -1: there is none
 };
@@ -130,7 +133,7 @@ struct Request {
     /// By when there must be a sign of life: a place that lets us wait says first that it does.
     Deadline first_answer(TimePoint now) const noexcept {
         if (patience <= Millis::zero()) return deadline;
-        return {std::min(deadline.at, later(now, 2 * recheck)), deadline.stop};
+        return deadline.by(later(now, 2 * recheck));
     }
 
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
@@ -163,6 +166,7 @@ struct Answer {
     bool queued = false;     ///< acquire: it stood in line for its turn, so that to ask again at once is right
     std::uint64_t fence = 0; ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
     Nodes nodes = all_nodes; ///< acquire: who has the key now, or may have it yet
+    bool was_held = false;   ///< acquire: it waited, and saw that somebody had the key. Also beside an unknown
 
     /// The key is held, by whatever it may be.
     bool is_busy() const noexcept { return verdict == Verdict::no && (why.code == Errc::busy || never_ends()); }
@@ -176,7 +180,10 @@ struct Answer {
                (verdict == Verdict::no && (why.code == Errc::expired || why.code == Errc::stolen));
     }
 
-    /// Time may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
+    /// No connection can be made. Those that exist may be as good as before.
+    bool finds_no_connection() const noexcept { return why.code == Errc::unreachable || why.code == Errc::max_clients; }
+
+    /// Time or a new connection may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
     bool is_trouble() const noexcept {
         if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
         switch (static_cast<Errc>(why.code.value())) {
@@ -184,6 +191,7 @@ struct Answer {
         case Errc::disconnected:
         case Errc::protocol_error:
         case Errc::timed_out:
+        case Errc::read_only:
         case Errc::loading:
         case Errc::script_running:
         case Errc::misconfigured:

@@ -82,6 +82,8 @@ public:
         thread_.join();
         ::close(wake_[0]);
         ::close(listening_);
+        for (const int fd : queued_)
+            if (fd >= 0) ::close(fd);
         for (Link& link : links_) end(link);
     }
 
@@ -131,6 +133,21 @@ public:
         span_ = span;
         for (Link& link : links_) link.mode = mode;
     }
+    /// Who wants to connect from now on gets no answer at all, as from a firewall; the connections that there are go on.
+    void drop_newcomers() {
+        const std::lock_guard guard{mutex_};
+        accepts_ = false;
+        ::listen(listening_, 0);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        address.sin_port = htons(static_cast<std::uint16_t>(port_));
+        for (int& fd : queued_) { // the backlog is full with these
+            fd = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+            ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
+        }
+        wake();
+    }
     /// Those that there are, now.
     void reset() {
         const std::lock_guard guard{mutex_};
@@ -173,6 +190,7 @@ private:
             auto next = Clock::time_point::max();
             {
                 const std::lock_guard guard{mutex_};
+                if (!accepts_) entries[1].fd = -1;
                 for (const Link& link : links_)
                     for (const int way : {0, 1}) {
                         const bool is_late = !link.late[way].empty();
@@ -194,7 +212,7 @@ private:
                 if (link.over) end(link);
             }
             links_.remove_if([](const Link& link) { return link.over; });
-            if (entries[1].revents != 0) accept();
+            if (entries[1].revents != 0 && accepts_) accept();
         }
     }
 
@@ -292,6 +310,8 @@ private:
 
     const std::string server_path_;
     int listening_ = -1, port_ = 0, wake_[2] = {-1, -1};
+    int queued_[3] = {-1, -1, -1};
+    bool accepts_ = true;
     mutable std::mutex mutex_;
     Mode mode_ = Mode::forward;
     std::chrono::milliseconds span_{0};
