@@ -61,8 +61,7 @@ private:
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
-/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and leaves its parent's descriptors as
-/// they are.
+/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and its copies of the parent's are closed.
 class Redis {
 public:
     /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
@@ -82,6 +81,7 @@ public:
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
+    ~Redis() { at_the_end_.begin(); }
 
     static constexpr bool numbers_grants = true;
 
