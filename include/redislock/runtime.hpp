@@ -169,8 +169,8 @@ public:
 
     static TimePoint now() noexcept { return detail::now(); }
 
-    /// One of ours: it runs no signal handler of the program's, and is never cancelled. start() throws std::system_error
-    /// if there is none to be had.
+    /// One of ours: it runs no signal handler of the program's, and is never cancelled. start() throws
+    /// std::system_error if there is none to be had.
     class Thread {
     public:
         template <class Work>
