@@ -65,8 +65,8 @@ public:
         return reply == nullptr ? unanswered() : announced(request, *reply);
     }
 
-    /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who may not run
-    /// scripts asks for the value in full, which may be more than a reply may have.
+    /// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who
+    /// may not run scripts asks for the value in full, which may be more than a reply may have.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         const Answer answer = inspect_by(inspect_command(key), key, deadline, holder);
         if (answer.why.code != Errc::no_permission || !holder.value.empty()) return answer;
