@@ -398,7 +398,7 @@ private:
             if (ready ? counts(sent) && gives_up(sent.errand) : is_release(sent))
                 last_words += release_by_body(sent.errand.request());
         connection_.leave(last_words);
-        server_.lingering.get().sockets.keep(connection_.take_lingering());
+        server_.lingering.get().keep(connection_.take_lingering());
     }
 
     const Server& server_;

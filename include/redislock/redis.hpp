@@ -160,7 +160,7 @@ private:
         if (session->good()) {
             give_back(std::move(session));
         } else {
-            server_.lingering.get().sockets.keep(session->take_lingering());
+            server_.lingering.get().keep(session->take_lingering());
             if (!detail::stopped(deadline)) forget_idle();
         }
         return answer;
