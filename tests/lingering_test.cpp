@@ -92,7 +92,7 @@ TEST_CASE("a socket lingers until the server closes it, a while after an answer,
     Pair closed, answered, silent;
     const int fd = closed.ours.fd();
     const TimePoint start = now();
-    for (Pair* pair : {&closed, &answered, &silent}) share.sockets.keep(std::move(pair->ours));
+    for (Pair* pair : {&closed, &answered, &silent}) share.keep(std::move(pair->ours));
     closed.servers = {};
     until([&] { return !is_open(fd); });
     CHECK(now() < start + 8s);
@@ -110,7 +110,7 @@ TEST_CASE("what has come before a socket lingers is no answer to what was sent l
     Pair pair;
     pair.answer();
     const TimePoint start = now();
-    share.sockets.keep(std::move(pair.ours));
+    share.keep(std::move(pair.ours));
     CHECK(pair.ends_within(60s));
     CHECK(now() >= start + 10s);
 }
@@ -119,8 +119,21 @@ TEST_CASE("at most 64 sockets linger in a process, the latest", "[lingering]") {
     LingeringShare one, other;
     CHECK(&one.sockets == &other.sockets);
     std::vector<Pair> pairs(70);
-    for (std::size_t i = 0; i < pairs.size(); ++i) (i % 2 ? one : other).sockets.keep(std::move(pairs[i].ours));
-    for (std::size_t i = 0; i < pairs.size(); ++i) CHECK(pairs[i].is_end() == (i < 6));
+    for (std::size_t i = 0; i < pairs.size(); ++i) (i % 2 ? one : other).keep(std::move(pairs[i].ours));
+    for (std::size_t i = 0; i < 6; ++i) CHECK(pairs[i].ends_within(8s)); // when the thread's poll() has let go of it
+    for (std::size_t i = 6; i < pairs.size(); ++i) CHECK(!pairs[i].is_end());
+}
+
+TEST_CASE("lingering sockets are closed with the Redis that left them, and no others", "[lingering]") {
+    LingeringShare others;
+    Pair left, another;
+    {
+        LingeringShare share;
+        share.keep(std::move(left.ours));
+        others.keep(std::move(another.ours));
+    }
+    CHECK(left.ends_within(8s));
+    CHECK(!another.is_end());
 }
 
 TEST_CASE("a thread waits for lingering sockets while there are any", "[lingering]") {
@@ -130,13 +143,13 @@ TEST_CASE("a thread waits for lingering sockets while there are any", "[lingerin
         CHECK(threads() == before);
         for (int round = 0; round < 10; ++round) {
             Pair pair;
-            share.sockets.keep(std::move(pair.ours));
+            share.keep(std::move(pair.ours));
             CHECK(threads() == before + 1);
             pair.servers = {};
             until([&] { return threads() == before; });
         }
         Pair left;
-        share.sockets.keep(std::move(left.ours));
+        share.keep(std::move(left.ours));
     }
     CHECK(threads() == before);
 }
@@ -145,12 +158,12 @@ TEST_CASE("a forked child has none of its parent's lingering sockets, and leaves
     detail::PerProcess<LingeringShare> share;
     Pair parents;
     const int fd = parents.ours.fd();
-    share.get().sockets.keep(std::move(parents.ours));
+    share.get().keep(std::move(parents.ours));
     Child child{[&] {
         ::alarm(60);
         Pair own;
         const bool well = !is_open(fd) || own.ours.fd() == fd || own.servers.fd() == fd;
-        share.get().sockets.keep(std::move(own.ours));
+        share.get().keep(std::move(own.ours));
         own.servers = {};
         for (const std::size_t none = 1; threads() > none;) std::this_thread::yield();
         return well;

@@ -1,5 +1,5 @@
-// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks, and
-// the one that does not.
+// What a connection that speaks of locks makes of answers that no real server gives, or seldom: the way that blocks,
+// and the one that does not.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "troubles.hpp"

@@ -355,7 +355,7 @@ private:
         for (const auto& exchange : unsent_)
             if (exchange->request().verb == Verb::release) last += release_by_body(exchange->request());
         connection_.leave(last, is_blocked);
-        server_.lingering.get().sockets.keep(connection_.take_lingering());
+        server_.lingering.get().keep(connection_.take_lingering());
     }
 
     void hang_up() noexcept {

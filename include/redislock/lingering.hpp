@@ -36,9 +36,9 @@ public:
     }
 
     /// Where there is no memory it is closed.
-    void keep(Descriptor socket) noexcept try {
+    void keep(Descriptor socket, const void* owner) noexcept try {
         if (!socket) return;
-        Lingering one{std::move(socket), later(now(), longest)};
+        Lingering one{std::move(socket), owner, later(now(), longest)};
         drain(one.socket.fd()); // what has come by now says nothing of what was sent last
         one.socket.set_aside();
         const std::lock_guard guard{mutex_};
@@ -53,6 +53,13 @@ public:
     } catch (const std::exception&) { // no memory, descriptor or thread
     }
 
+    /// Closes the owner's.
+    void forget(const void* owner) noexcept {
+        const std::lock_guard guard{mutex_};
+        std::erase_if(sockets_, [owner](const Lingering& one) { return one.owner == owner; });
+        if (is_running_) wake_->set();
+    }
+
     /// Closes those that are done. Only needed where there is no thread.
     void sweep() noexcept {
         const std::lock_guard guard{mutex_};
@@ -65,6 +72,7 @@ private:
 
     struct Lingering {
         Descriptor socket;
+        const void* owner;
         TimePoint until;
     };
 
@@ -172,16 +180,21 @@ private:
 };
 [[gnu::visibility("default")]] inline constinit ProcessLingering process_lingering{};
 
-/// A share in the process's LingeringSockets.
+/// A share in the process's LingeringSockets. Those that were put there through it are closed with it.
 class LingeringShare {
 public:
     LingeringShare() = default;
     LingeringShare(const LingeringShare&) = delete;
     LingeringShare& operator=(const LingeringShare&) = delete;
-    ~LingeringShare() { process_lingering.leave(); }
+    ~LingeringShare() {
+        sockets.forget(this);
+        process_lingering.leave();
+    }
 
     /// Of a share that is the parent's nothing can be destroyed.
     bool abandon() noexcept { return false; }
+
+    void keep(Descriptor socket) noexcept { sockets.keep(std::move(socket), this); }
 
     LingeringSockets& sockets = process_lingering.join();
 };

@@ -20,8 +20,8 @@ namespace redislock {
 /// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error but a
 /// `false`.
 ///
-/// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these calls goes on,
-/// and ends at its next cancellation point after the call.
+/// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these
+/// calls goes on, and ends at its next cancellation point after the call.
 template <Backend B>
 class RedisLock {
 public:

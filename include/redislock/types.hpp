@@ -35,7 +35,8 @@ using TimePoint = LeaseClock::time_point;
 namespace detail {
 inline constexpr std::chrono::duration<double> a_century{3.15e9};
 
-/// The same in milliseconds, or the longest duration where that would overflow: to be refused, not to be wrapped around.
+/// The same in milliseconds, or the longest duration where that would overflow: to be refused, not to be wrapped
+/// around.
 template <class Rep, class Period>
 constexpr Millis clamped(std::chrono::duration<Rep, Period> span) noexcept {
     const std::chrono::duration<double> seconds{span};
