@@ -380,21 +380,37 @@ TEST_CASE("looks come when the lease that was seen has ended, and every now and 
     CHECK(one.exchange.look_at() == start + 1'201ms);
 }
 
-TEST_CASE("a key that stays free over two looks, without a hand-off, means that the connection is dead",
+TEST_CASE("a key that stays free over ten looks and a second, without a hand-off, means that the connection is dead",
           "[exchange]") {
     Line one{request(Verb::acquire, 0, 60s), start};
     one.begin();
     one.take(number(200));
-    CHECK_FALSE(one.exchange.looked(busy_for(-2), start + 1s));
+    for (int look = 0; look < 9; ++look) CHECK_FALSE(one.exchange.looked(busy_for(-2), start + 1s));
     CHECK_FALSE(one.exchange.looked(busy_for(-7), start + 1'100ms)); // handed to somebody just now
     CHECK(one.exchange.looked(busy_for(-2), start + 2s).code == Errc::timed_out);
 
     Line held{request(Verb::acquire, 0, 60s), start};
     held.begin();
     held.take(number(200));
-    CHECK_FALSE(held.exchange.looked(busy_for(-2), start + 1s));
-    CHECK_FALSE(held.exchange.looked(busy_for(9'000), start + 1'500ms)); // somebody else has it
+    for (int look = 0; look < 12; ++look) CHECK_FALSE(held.exchange.looked(busy_for(-2), start + 1s));
+    CHECK_FALSE(held.exchange.looked(busy_for(5), start + 1'500ms)); // somebody has it, for a short lease
     CHECK_FALSE(held.exchange.looked(busy_for(-2), start + 2s));
+}
+
+TEST_CASE("who can have no other connection keeps his place, but not for longer than a release looks for him",
+          "[exchange]") {
+    const Answer nowhere{Verdict::no, {Errc::max_clients, {}}};
+    Line one{request(Verb::acquire, 0, 60s), start};
+    one.begin();
+    one.take(number(9'000));
+    CHECK_FALSE(one.exchange.looked(nowhere, start + 500ms));
+    CHECK_FALSE(one.exchange.looked(nowhere, start + 1s));
+    CHECK(one.exchange.looked(nowhere, start + 1'500ms).code == Errc::max_clients);
+
+    Line last{request(Verb::acquire, 0, 2s), start}; // it would not be worth it
+    last.begin();
+    last.take(number(9'000));
+    CHECK_FALSE(last.exchange.looked(nowhere, start + 1'500ms));
 }
 
 TEST_CASE("a server that does not answer a look is not waited for", "[exchange]") {

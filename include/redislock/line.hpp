@@ -25,7 +25,7 @@ namespace redislock::detail {
 /// | polling    | as CommandExchange         |            |                    |               |
 ///
 /// A release ends the block by handing the lock on. For a lease that expires, or that a foreign client releases, nobody does: hence the
-/// looks. They are made over another connection, so that this one keeps its place in the line. If the key stays free over two looks and
+/// looks. They are made over another connection, so that this one keeps its place in the line. If the key stays free over ten looks and
 /// no hand-off arrives, this connection is dead.
 class LineExchange final : public CommandExchange {
 public:
@@ -106,6 +106,7 @@ public:
     Failure looked(Answer latest, TimePoint now) {
         if (latest.is_busy()) {
             free_since_ = latest.was_held ? TimePoint::max() : std::min(free_since_, now);
+            seen_free_ = latest.was_held ? 0 : seen_free_ + 1;
             latest.was_held |= seen_.was_held;
             seen_ = std::move(latest);
             keep_place(now);
@@ -114,11 +115,14 @@ public:
             return latest.why;
         }
         look_again(now);
-        if (free_since_ == TimePoint::max() || now - free_since_ < 2 * request().recheck) return {};
+        if (seen_free_ < enough_looks || now - free_since_ < 2 * request().recheck) return {};
         return {Errc::timed_out, "waiting for a hand-off"};
     }
 
 private:
+    /// How often in a row a key is seen free before nobody takes it: fewer looks may all fall between short leases.
+    static constexpr unsigned enough_looks = 10;
+
     enum class State { announcing, in_one, blocked, ending, taking, counting, polling };
 
     Next announced(Peer& peer, const Reply& reply, TimePoint now, std::string& out) {
@@ -197,6 +201,7 @@ private:
     unsigned surplus_ = 0;
     TimePoint due_, end_{}, look_at_{}, place_ends_{};
     TimePoint free_since_ = TimePoint::max();
+    unsigned seen_free_ = 0; ///< looks, in a row
 };
 
 } // namespace redislock::detail
