@@ -62,7 +62,7 @@ public:
         requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
     [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
-        : RedisLock{backend, key, Options{.ttl = detail::clamped(ttl_only)}, tags...} {}
+        : RedisLock{backend, key, Options{.ttl = detail::ClampedMillis{ttl_only}}, tags...} {}
     // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
@@ -112,14 +112,11 @@ public:
     /// outcome leaves no lock held. Blocks for at most the answer time-out; tries again while there is trouble.
     Unlocked unlock() noexcept { return let_go(true); }
 
-    /// Lets the lease live for at least `span` from now; it is never shortened, and one that has ended is not revived.
+    /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
     /// out of bounds, and EPERM; what becomes of the lease is the outcome, and after unknown it is as it was.
-    template <class Rep, class Period>
-    requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
-    [[nodiscard]] Outcome extend(std::chrono::duration<Rep, Period> span) {
+    [[nodiscard]] Outcome extend(detail::ClampedMillis ttl) {
         const detail::Uncancelled call;
-        const Millis ttl = detail::clamped(span);
         detail::check_ttl(ttl);
         detail::check_ttl(own().backend, ttl);
         const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -35,14 +36,21 @@ using TimePoint = LeaseClock::time_point;
 namespace detail {
 inline constexpr std::chrono::duration<double> a_century{3.15e9};
 
-/// The same in milliseconds, or the longest duration where that would overflow: to be refused, not to be wrapped
-/// around.
-template <class Rep, class Period>
-constexpr Millis clamped(std::chrono::duration<Rep, Period> span) noexcept {
-    const std::chrono::duration<double> seconds{span};
-    if (seconds > a_century) return Millis::max();
-    return seconds < -a_century ? Millis::min() : Millis{span};
-}
+/// A parameter that takes any duration that is no finer than milliseconds. Where that would overflow it is the longest: to be refused, not
+/// to be wrapped around.
+struct ClampedMillis : Millis {
+    template <class Rep, class Period>
+        requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
+    constexpr ClampedMillis(std::chrono::duration<Rep, Period> span) noexcept : Millis{clamped(span)} {}
+
+private:
+    template <class Span>
+    static constexpr Millis clamped(Span span) noexcept {
+        const std::chrono::duration<double> seconds{span};
+        if (seconds > a_century) return Millis::max();
+        return seconds < -a_century ? Millis::min() : Millis{span};
+    }
+};
 } // namespace detail
 
 /// `start + span`, or the end of time where that would overflow.
