@@ -50,8 +50,7 @@ public:
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
         bool owes = false;
-        if (acquires_ > 0)
-            visit([&](const Exchange& one) { owes |= one.may_grant() && one.request().token == token; });
+        if (acquires_ > 0) visit([&](const Exchange& one) { owes |= one.may_grant() && one.request().token == token; });
         return owes;
     }
 

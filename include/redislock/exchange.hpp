@@ -222,7 +222,8 @@ public:
     static Answer announced(const Request& request, const Reply& reply) {
         if (reply.is_error()) return meaning_of(request, reply);
         if (reply.type == REDIS_REPLY_STATUS)
-            return {.verdict = Verdict::no, .why = {Errc::wrong_type, "the key holds a " + reply.text}, .was_held = true};
+            return {
+                .verdict = Verdict::no, .why = {Errc::wrong_type, "the key holds a " + reply.text}, .was_held = true};
         if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2 - hand_off_takes.count())
             return {Verdict::unknown, {Errc::protocol_error, {}}};
         return busy_for(reply.integer);

@@ -30,8 +30,8 @@ Unlocked force_unlock(B& backend, std::string_view key, const Token& token,
                       std::chrono::duration<Rep, Period> answer_timeout = Millis{1'000}) {
     detail::check_key(key);
     const detail::Uncancelled call;
-    const Answer answer =
-        backend.ask({Verb::release, std::string{key}, token, Options::shortest_ttl, later(backend.now(), answer_timeout)});
+    const Answer answer = backend.ask(
+        {Verb::release, std::string{key}, token, Options::shortest_ttl, later(backend.now(), answer_timeout)});
     if (answer.verdict == Verdict::yes) return Unlocked::confirmed;
     if (answer.verdict == Verdict::no && answer.why.code == Errc::expired) return Unlocked::expired;
     return answer.verdict == Verdict::no && answer.why.code == Errc::stolen ? Unlocked::stolen : Unlocked::unknown;

@@ -110,8 +110,7 @@ public:
             latest.was_held |= seen_.was_held;
             seen_ = std::move(latest);
             keep_place(now);
-        } else if (!latest.finds_no_connection() ||
-                   (now >= place_ends_ && end_ > later(now, 2 * request().recheck))) {
+        } else if (!latest.finds_no_connection() || (now >= place_ends_ && end_ > later(now, 2 * request().recheck))) {
             return latest.why;
         }
         look_again(now);

@@ -47,7 +47,7 @@ public:
         sockets_.push_back(std::move(one));
         if (is_running_) return wake_->set();
         thread_.join(); // the last one, which is over
-        if (!wake_) wake_.emplace();
+        wake_.emplace();
         thread_.start([this] { run(); });
         is_running_ = true;
     } catch (const std::exception&) { // no memory, descriptor or thread
@@ -117,7 +117,7 @@ private:
                 wake_->unset();
                 sweep(now());
                 is_running_ = !over_ && !sockets_.empty();
-                if (!is_running_) return;
+                if (!is_running_) return wake_.reset();
                 for (const Lingering& one : sockets_) {
                     entries[count++] = {one.socket.fd(), POLLIN, 0};
                     until = std::min(until, one.until);

@@ -115,7 +115,8 @@ public:
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        detail::AwaitedQuestion question{{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline}};
+        detail::AwaitedQuestion question{
+            {.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline}};
         std::unique_ptr<Channel> channel = take();
         channel->send(std::make_unique<detail::InspectExchange>(question.shared(), holder));
         drive(question, *channel, deadline);
@@ -268,7 +269,8 @@ private:
 
     /// The one used last, for its caches are warm; a new one if there is none that is fit.
     std::unique_ptr<Channel> take() {
-        constexpr std::size_t most_owed = 16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
+        constexpr std::size_t most_owed =
+            16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
         for (auto& [mutex, idle] = idle_.get();;) {
             std::unique_ptr<Channel> channel;
             {

@@ -40,7 +40,7 @@ inline constexpr std::chrono::duration<double> a_century{3.15e9};
 /// to be wrapped around.
 struct ClampedMillis : Millis {
     template <class Rep, class Period>
-        requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
+    requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
     constexpr ClampedMillis(std::chrono::duration<Rep, Period> span) noexcept : Millis{clamped(span)} {}
 
 private:

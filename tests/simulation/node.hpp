@@ -97,8 +97,9 @@ struct Server {
         const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count
         const detail::Greeting greeting{{}, "", restart_delay};
         const detail::Reply info{REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime};
-        return greeting.probation(0, info).value_or(Millis::zero()) > Millis::zero() ? Answer{Verdict::no, {Errc::restarted, {}}}
-                                                            : Answer{Verdict::yes};
+        return greeting.probation(0, info).value_or(Millis::zero()) > Millis::zero()
+                   ? Answer{Verdict::no, {Errc::restarted, {}}}
+                   : Answer{Verdict::yes};
     }
 
     Answer act(const Question& q, Time t) {
