@@ -1,6 +1,6 @@
 #include "catch.hpp"
 
-#include <redislock/address.hpp>
+#include <redislock/uri.hpp>
 
 using namespace redislock;
 

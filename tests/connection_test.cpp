@@ -3,7 +3,7 @@
 #include "fake_server.hpp"
 #include "troubles.hpp"
 
-#include <redislock/channel.hpp>
+#include <redislock/detail/net/channel.hpp>
 
 #include <fcntl.h>
 #include <sys/resource.h>

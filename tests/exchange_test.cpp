@@ -1,7 +1,7 @@
 // Conversations with a server, row by row of their tables: replies go in, bytes and answers come out. No server, no socket, no clock.
 #include "catch.hpp"
 
-#include <redislock/line.hpp>
+#include <redislock/detail/protocol/line.hpp>
 
 #include <algorithm>
 #include <vector>

@@ -1,7 +1,7 @@
 // A test for every row of the table above the class Lease, in the table's order.
 #include "catch.hpp"
 
-#include <redislock/lease.hpp>
+#include <redislock/detail/lease/lease.hpp>
 
 using namespace redislock;
 using namespace std::chrono_literals;

@@ -2,8 +2,7 @@
 /// it must honour. It knows nothing of how a backend does it.
 #pragma once
 
-#include "holding.hpp"
-#include "types.hpp"
+#include "detail/lease/held_lease.hpp"
 
 #include <concepts>
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "backend.hpp"
-#include "runtime.hpp"
+#include "detail/system/threads.hpp"
 
 namespace redislock {
 

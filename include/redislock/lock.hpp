@@ -3,7 +3,12 @@
 /// tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "claim.hpp"
+#include "detail/lease/acquisition.hpp"
+#include "detail/system/threads.hpp"
+#include "observer.hpp"
+#include "options.hpp"
+#include "outcome.hpp"
+#include "token.hpp"
 
 #include <memory>
 

@@ -5,8 +5,10 @@
 #pragma once
 
 #include "backend.hpp"
-#include "keyspace.hpp"
-#include "renewer.hpp"
+#include "detail/lease/keyspace.hpp"
+#include "detail/renewal/renewer.hpp"
+#include "detail/system/threads.hpp"
+#include "detail/system/wait.hpp"
 
 #include <mutex>
 

@@ -3,7 +3,7 @@
 /// tests/observer_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "types.hpp"
+#include "outcome.hpp"
 
 namespace redislock {
 

@@ -16,10 +16,11 @@
 /// tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
 #pragma once
 
-#include "party.hpp"
-#include "per_process.hpp"
-#include "renewer.hpp"
-#include "ways.hpp"
+#include "backend.hpp"
+#include "detail/net/fan_out.hpp"
+#include "detail/renewal/renewal_channels.hpp"
+#include "detail/renewal/renewer.hpp"
+#include "detail/system/threads.hpp"
 
 namespace redislock {
 

@@ -2,9 +2,13 @@
 /// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "channel.hpp"
-#include "renewer.hpp"
-#include "ways.hpp"
+#include "backend.hpp"
+#include "detail/net/channel.hpp"
+#include "detail/protocol/line.hpp"
+#include "detail/renewal/renewal_channels.hpp"
+#include "detail/renewal/renewer.hpp"
+#include "detail/system/random.hpp"
+#include "uri.hpp"
 
 #include <atomic>
 #include <mutex>

@@ -3,7 +3,7 @@ file(REMOVE_RECURSE "${PREFIX}")
 execute_process(COMMAND "${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${PREFIX}" --config "${CONFIG}"
                 COMMAND_ERROR_IS_FATAL ANY)
 
-file(GLOB expected RELATIVE "${SOURCE}/include" "${SOURCE}/include/redislock/*.hpp")
+file(GLOB_RECURSE expected RELATIVE "${SOURCE}/include" "${SOURCE}/include/redislock/*.hpp")
 list(TRANSFORM expected PREPEND "${INCLUDE}/")
 foreach(file redislock-config.cmake redislock-config-version.cmake redislock-hiredis.cmake)
   list(APPEND expected "${LIB}/cmake/redislock/${file}")

@@ -2,8 +2,8 @@
 // from the bytes, without the parser.
 #include "fuzz.hpp"
 
-#include <redislock/greeting.hpp>
-#include <redislock/scripts.hpp>
+#include <redislock/detail/protocol/handshake.hpp>
+#include <redislock/detail/protocol/scripts.hpp>
 
 using namespace redislock;
 using namespace redislock::detail;

@@ -2,7 +2,7 @@
 // password is ever shown.
 #include "fuzz.hpp"
 
-#include <redislock/address.hpp>
+#include <redislock/uri.hpp>
 
 using namespace redislock;
 using fuzz::claim;

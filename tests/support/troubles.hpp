@@ -4,7 +4,7 @@
 
 #include "redis_server.hpp"
 
-#include <redislock/connection.hpp>
+#include <redislock/detail/net/connection.hpp>
 
 #include <sys/time.h>
 

@@ -1,11 +1,17 @@
-/// What a connection says before anything else: who we are and where we want to go. What is in here neither sends it nor waits.
+/// What a connection says before anything else: who we are and where we want to go. It neither sends nor waits.
 /// tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "address.hpp"
-#include "connection.hpp"
-#include "lingering.hpp"
-#include "types.hpp"
+#include "../../options.hpp"
+#include "../../uri.hpp"
+#include "../lease/request.hpp"
+#include "command.hpp"
+#include "reply.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <vector>
 
 namespace redislock::detail {
 
@@ -69,21 +75,6 @@ private:
     Millis restart_delay_;
     std::vector<Errc> awaited_; ///< what it is called if one is refused, for each
     std::string bytes_;
-};
-
-/// Why the connection has failed. A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
-inline Failure why_not(const Connection& connection) {
-    const std::string& said = connection.objection();
-    const bool refused = said.starts_with("DENIED") || meaning(said) == Errc::max_clients;
-    if (connection.failure().code == Errc::disconnected && refused) return {meaning(said), said};
-    return connection.failure();
-}
-
-/// Where a server is, what to say to it first, and what becomes of sockets that it has not read from yet.
-struct Server {
-    std::vector<Endpoint> endpoints;
-    Greeting greeting;
-    mutable PerProcess<LingeringShare> lingering{};
 };
 
 /// Why nothing is to be acquired before `votes_from`: see Greeting::probation.

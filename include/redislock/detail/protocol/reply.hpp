@@ -2,7 +2,7 @@
 /// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "errors.hpp"
+#include "../../errors.hpp"
 
 #include <hiredis/hiredis.h>
 

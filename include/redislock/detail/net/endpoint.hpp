@@ -2,8 +2,8 @@
 /// tests/connection_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "address.hpp"
-#include "runtime.hpp"
+#include "../../uri.hpp"
+#include "../system/threads.hpp"
 
 #include <netdb.h>
 #include <netinet/in.h>

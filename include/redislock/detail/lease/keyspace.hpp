@@ -2,8 +2,8 @@
 /// argument; it waits for nothing, and knows neither clocks nor faults. tests/memory_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "runtime.hpp"
-#include "types.hpp"
+#include "../system/timers.hpp"
+#include "request.hpp"
 
 #include <deque>
 #include <map>

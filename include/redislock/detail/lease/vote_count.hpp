@@ -2,7 +2,7 @@
 /// asked; tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
 #pragma once
 
-#include "types.hpp"
+#include "request.hpp"
 
 #include <memory>
 #include <utility>

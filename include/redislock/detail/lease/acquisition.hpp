@@ -3,10 +3,8 @@
 /// tests/lock_test.cpp and tests/memory_test.cpp go red if it is wrong.
 #pragma once
 
-#include "backend.hpp"
-#include "lease.hpp"
-#include "pace.hpp"
-#include "runtime.hpp"
+#include "../system/timers.hpp"
+#include "backoff.hpp"
 
 namespace redislock::detail {
 

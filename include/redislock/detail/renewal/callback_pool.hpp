@@ -3,9 +3,8 @@
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "holding.hpp"
-#include "process.hpp"
-#include "runtime.hpp"
+#include "../lease/held_lease.hpp"
+#include "../system/process.hpp"
 
 #include <list>
 #include <map>

@@ -2,8 +2,9 @@
 /// tests/lingering_test.cpp goes red if it is wrong, and tests/session_test.cpp.
 #pragma once
 
-#include "per_process.hpp"
-#include "runtime.hpp"
+#include "../system/per_process.hpp"
+#include "../system/threads.hpp"
+#include "../system/wait.hpp"
 
 #include <sys/socket.h>
 

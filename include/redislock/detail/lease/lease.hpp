@@ -3,7 +3,9 @@
 /// tests/lease_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "types.hpp"
+#include "../../options.hpp"
+#include "../../outcome.hpp"
+#include "request.hpp"
 
 namespace redislock {
 

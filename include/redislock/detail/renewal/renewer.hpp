@@ -3,9 +3,9 @@
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "backend.hpp"
+#include "../system/per_process.hpp"
+#include "../system/timers.hpp"
 #include "callback_pool.hpp"
-#include "per_process.hpp"
 
 #include <deque>
 #include <map>

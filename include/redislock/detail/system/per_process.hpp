@@ -2,7 +2,7 @@
 /// tests/process_test.cpp goes red if it is wrong; of its races the run with the thread sanitizer.
 #pragma once
 
-#include "runtime.hpp"
+#include "process.hpp"
 
 #include <atomic>
 #include <memory>

@@ -3,7 +3,7 @@
 /// tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "backend.hpp"
+#include "../../backend.hpp"
 
 #include <charconv>
 

@@ -2,7 +2,7 @@
 /// if it is wrong.
 #pragma once
 
-#include "types.hpp"
+#include "../system/clock.hpp"
 
 #include <deque>
 #include <utility>

@@ -3,8 +3,8 @@
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
+#include "../../observer.hpp"
 #include "lease.hpp"
-#include "observer.hpp"
 
 #include <memory>
 #include <mutex>

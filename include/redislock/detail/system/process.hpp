@@ -3,7 +3,6 @@
 #pragma once
 
 #include "descriptors.hpp"
-#include "forks.hpp"
 
 #include <pthread.h>
 

@@ -1,9 +1,15 @@
-/// The scripts that the server runs for a lock, the keys that they keep beside it, the commands that carry them, and
-/// what they return. What is in here knows bytes alone: it neither sends nor receives them.
-/// tests/redis_test.cpp goes red if it is wrong.
+/// The scripts that the server runs for a lock, the keys that they keep beside it, and the commands that carry them.
+/// What is in here knows bytes alone: it neither sends nor receives them. tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "connection.hpp"
+#include "../../outcome.hpp"
+#include "../lease/request.hpp"
+#include "command.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <string_view>
 
 namespace redislock::detail {
 
@@ -148,64 +154,6 @@ inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d
 inline constexpr std::string_view acquire_sha = "68ef378ca564f292d121f0c150d7b32256a4d0bd";
 inline constexpr std::string_view extend_sha = "57ea388a9b6f19103b001b9de52ce7e96b207255";
 inline constexpr std::string_view announce_sha = "43fb9705be1313e70002916d3c1635453c5a3efa";
-
-/// The key is held, for what PTTL says: -1 without an expiry, -2 gone by now; and -2 - n as of announce_script.
-inline Answer busy_for(long long pttl) {
-    if (pttl == -1) return {.verdict = Verdict::no, .why = {Errc::no_expiry, {}}, .was_held = true};
-    return {.verdict = Verdict::no,
-            .why = {Errc::busy, {}},
-            .holder_left = std::clamp(Millis{pttl < 0 ? -2 - pttl : pttl}, Millis::zero(), Options::longest_ttl),
-            .was_held = pttl >= 0};
-}
-
-/// Whether an acquire is a SET, which can't tell more of a key that is held.
-inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fenced; }
-
-/// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any
-/// further.
-inline Answer meaning_of(const Request& request, const Reply& reply) {
-    const auto busy = [](Errc why, std::string detail = {}) { return Answer{Verdict::no, {why, std::move(detail)}}; };
-    if (reply.is_error()) {
-        std::string sentence = printable(reply.text.substr(0, reply.text.find(", with args beginning with")));
-        for (auto at = sentence.find(request.token.hex()); at != sentence.npos; at = sentence.find(request.token.hex()))
-            sentence.replace(at, Token::digits, "<token>");
-        const Errc code = meaning(reply.text);
-        const bool theirs = code == Errc::wrong_type && request.verb != Verb::acquire;
-        return {Verdict::no, {theirs ? Errc::stolen : code, std::move(sentence)}};
-    }
-    const long long number = reply.integer;
-    if (request.verb != Verb::acquire) {
-        if (reply.type == REDIS_REPLY_INTEGER && number == 1) return {Verdict::yes};
-        if (reply.type == REDIS_REPLY_INTEGER && number == 0) return {Verdict::no, {Errc::stolen, {}}};
-        if (reply.type == REDIS_REPLY_INTEGER && number == -1) return {Verdict::no, {Errc::expired, {}}};
-    } else if (reply.type == REDIS_REPLY_NIL) {
-        return busy(Errc::busy);
-    } else if (reply.type == REDIS_REPLY_STATUS) {
-        if (reply.text == "OK") return {Verdict::yes};
-        if (!is_plain(request)) return busy(Errc::wrong_type, "the key holds a " + reply.text);
-    } else if (reply.type == REDIS_REPLY_INTEGER && !is_plain(request)) { // to a SET it would be another question's
-        if (number > 0 && request.fenced) return {.verdict = Verdict::yes, .fence = static_cast<std::uint64_t>(number)};
-        if (number <= 0) return busy_for(-1 - number);
-    }
-    return {Verdict::unknown, {Errc::protocol_error, {}}};
-}
-
-/// Whether the connection is of no more use: it is out of step, or leads to one that has become a replica, while a new
-/// one to the same address may lead to the primary.
-inline bool ends_connection(const Answer& answer) noexcept {
-    return answer.why.code == Errc::protocol_error || answer.why.code == Errc::read_only;
-}
-
-/// Why that many replicas are not enough; nothing if they are.
-inline Failure shortage(const Request& request, const Reply& reply) {
-    if (reply.is_error()) return {meaning(reply.text), reply.text};
-    if (reply.type != REDIS_REPLY_INTEGER) return {Errc::protocol_error, {}};
-    if (reply.integer >= static_cast<long long>(request.replicas)) return {};
-    return {Errc::no_replicas,
-            std::to_string(reply.integer) + " replicas have it, wanted are " + std::to_string(request.replicas)};
-}
-
-inline bool is_noscript(const Reply& reply) { return reply.is_error() && reply.text.starts_with("NOSCRIPT"); }
 
 /// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
 class PreparedCommand {

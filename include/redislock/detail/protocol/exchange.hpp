@@ -3,6 +3,8 @@
 /// tests/exchange_test.cpp goes red if they are wrong.
 #pragma once
 
+#include "../../outcome.hpp"
+#include "meaning.hpp"
 #include "scripts.hpp"
 
 #include <array>

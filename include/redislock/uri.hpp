@@ -2,7 +2,7 @@
 /// tests/address_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "types.hpp"
+#include "errors.hpp"
 
 #include <charconv>
 

@@ -3,9 +3,8 @@
 /// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
 #pragma once
 
-#include "ballot.hpp"
-#include "errors.hpp"
-#include "runtime.hpp"
+#include "../lease/vote_count.hpp"
+#include "../system/wait.hpp"
 
 #include <atomic>
 #include <deque>

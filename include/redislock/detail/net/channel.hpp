@@ -3,8 +3,8 @@
 /// tests/session_test.cpp and tests/wire_test.cpp go red if it is wrong.
 #pragma once
 
-#include "greeting.hpp"
-#include "line.hpp"
+#include "../protocol/exchange.hpp"
+#include "server.hpp"
 
 #include <array>
 #include <deque>

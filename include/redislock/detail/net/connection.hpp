@@ -3,51 +3,17 @@
 /// tests/connection_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "replies.hpp"
-#include "socket.hpp"
+#include "../protocol/reply.hpp"
+#include "../system/spin_wait.hpp"
+#include "../system/wait.hpp"
+#include "endpoint.hpp"
 
 #include <netinet/tcp.h>
 
-#include <charconv>
-#include <initializer_list>
 #include <memory>
 #include <vector>
 
 namespace redislock::detail {
-
-/// A command as the protocol has it: binary-safe, every argument with its length.
-inline std::string formatted(std::initializer_list<std::string_view> arguments) {
-    constexpr std::size_t longest_number = 24; // with what is around it
-    std::size_t size = longest_number;
-    for (const std::string_view argument : arguments) size += longest_number + argument.size();
-    std::string command;
-    command.reserve(size);
-    const auto append = [&](char kind, std::size_t number) {
-        char digits[longest_number];
-        command += kind;
-        command.append(digits, std::to_chars(digits, std::end(digits), number).ptr);
-        command += "\r\n";
-    };
-    append('*', arguments.size());
-    for (const std::string_view argument : arguments) {
-        append('$', argument.size());
-        command += argument;
-        command += "\r\n";
-    }
-    return command;
-}
-
-/// Where the nth argument of such a command begins, from 0.
-inline std::size_t argument_at(std::string_view command, std::size_t nth) {
-    std::size_t at = command.find('\n') + 1;
-    for (;; --nth) {
-        std::size_t size = 0;
-        std::from_chars(command.data() + at + 1, command.data() + command.size(), size);
-        at = command.find('\n', at) + 1;
-        if (nth == 0) return at;
-        at += size + 2;
-    }
-}
 
 /// One connection. Every call takes an absolute deadline, and waits in poll(2) alone; after a failure the connection is
 /// closed and stays so, and failure() says why. Not thread-safe. It raises no signal and changes no signal's handling.
