@@ -12,7 +12,7 @@ int main() try {
 
     // [try_and_timed]
     using namespace std::chrono_literals;
-    using redislock::Unlocked;
+    using redislock::Outcome;
     redislock::RedisLock lock{redis, "reports:daily", 10s, std::try_to_lock}; // asks once
     if (!lock) {
         std::cout << "Somebody else writes the report.\n";
@@ -23,11 +23,11 @@ int main() try {
     if (!rival.try_lock_for(100ms)) std::cout << "The rival has waited for 100 ms, and does something else.\n";
 
     switch (lock.unlock()) {
-    case Unlocked::confirmed: std::cout << "The report is written, and the lock was ours until now.\n"; break;
-    case Unlocked::expired:
-    case Unlocked::stolen: std::cout << "The lease was over before we were: check the report.\n"; break;
-    case Unlocked::unknown: std::cout << "Nobody answered: the key may stay until its 10 s are over.\n"; break;
-    case Unlocked::not_held: break; // there was none to end
+    case Outcome::confirmed: std::cout << "The report is written, and the lock was ours until now.\n"; break;
+    case Outcome::expired:
+    case Outcome::stolen: std::cout << "The lease was over before we were: check the report.\n"; break;
+    case Outcome::unknown: std::cout << "Nobody answered: the key may stay until its 10 s are over.\n"; break;
+    case Outcome::not_held: break; // there was none to end
     }
     // [try_and_timed]
     return 0;

@@ -13,7 +13,7 @@ bool import_all(redislock::Redis& redis, int steps) {
     redislock::RedisLock lock{redis, "import:renewed", 3s};
     const std::stop_token lost = lock.lost();
     for (int step = 1; step <= steps && !lost.stop_requested(); ++step) std::this_thread::sleep_for(100ms); // the work
-    return lock.unlock() == redislock::Unlocked::confirmed; // it was ours until now
+    return lock.unlock() == redislock::Outcome::confirmed; // it was ours until now
 }
 // [renewed]
 

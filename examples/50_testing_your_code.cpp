@@ -12,7 +12,7 @@ bool backup(B& backend, int& made) {
     redislock::RedisLock lock{backend, "backup", 10s, std::defer_lock};
     if (!lock.try_lock_for(30s)) return false;
     ++made;
-    return lock.unlock() == redislock::Unlocked::confirmed;
+    return lock.unlock() == redislock::Outcome::confirmed;
 }
 
 int main() {

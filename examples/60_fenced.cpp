@@ -16,10 +16,10 @@ namespace {
 class FenceGate {
 public:
     template <class Work>
-    bool enter(std::uint64_t fence, Work work) {
+    bool enter(std::uint64_t fencing_token, Work work) {
         const std::lock_guard guard{mutex_};
-        if (fence < highest_) return false;
-        highest_ = fence;
+        if (fencing_token < highest_) return false;
+        highest_ = fencing_token;
         work();
         return true;
     }
@@ -30,15 +30,15 @@ private:
 };
 
 /// Sets KEYS[1], unless it was written with a higher number. In SQL the same is
-/// UPDATE stock SET count = :count, fence = :fence WHERE id = :id AND fence <= :fence, and 0 rows are a refusal.
+/// UPDATE stock SET count = :count, token = :token WHERE id = :id AND token <= :token, and 0 rows are a refusal.
 constexpr const char* set_if_not_older = R"lua(
 if tonumber(redis.call('HGET', KEYS[1], 'fence') or 0) > tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'value', ARGV[1], 'fence', ARGV[2])
 return 1
 )lua";
 
-bool write(redisContext* store, const char* value, std::uint64_t fence) {
-    const std::string number = std::to_string(fence);
+bool write(redisContext* store, const char* value, std::uint64_t fencing_token) {
+    const std::string number = std::to_string(fencing_token);
     void* reply = ::redisCommand(store, "EVAL %s 1 stock:value %s %s", set_if_not_older, value, number.c_str());
     const std::unique_ptr<redisReply, decltype(&::freeReplyObject)> owner{static_cast<redisReply*>(reply),
                                                                           &::freeReplyObject};
@@ -54,12 +54,12 @@ int run(redislock::Redis& redis, redisContext* store) {
     FenceGate gate;
     int entered = 0;
 
-    redislock::RedisLock slow{redis, "stock", {.ttl = 1s, .renew = false, .fenced = true}};
-    const std::uint64_t old_number = slow.fence(); // then this process is paused for longer than its lease
+    redislock::RedisLock slow{redis, "stock", {.ttl = 1s, .renew = false, .fencing = true}};
+    const std::uint64_t old_number = slow.fencing_token(); // then this process is paused for longer than its lease
     expect(gate.enter(old_number, [&] { ++entered; }), "the first holder enters");
-    redislock::RedisLock next{redis, "stock", {.ttl = 10s, .fenced = true}};
-    expect(write(store, "from the next holder", next.fence()), "the next holder writes");
-    expect(gate.enter(next.fence(), [&] { ++entered; }), "and enters");
+    redislock::RedisLock next{redis, "stock", {.ttl = 10s, .fencing = true}};
+    expect(write(store, "from the next holder", next.fencing_token()), "the next holder writes");
+    expect(gate.enter(next.fencing_token(), [&] { ++entered; }), "and enters");
     expect(!write(store, "from the slow one", old_number), "the slow one, who does not know yet, is refused");
     expect(!gate.enter(old_number, [&] { ++entered; }) && entered == 2, "there as well");
     return failed;

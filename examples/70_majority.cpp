@@ -15,10 +15,11 @@ int main(int argc, char** argv) try {
     for (int n = 1; n < argc; ++n) nodes.push_back(&servers.emplace_back(argv[n]));
     // [majority]
     redislock::Quorum quorum{nodes}; // or Quorum quorum{one, two, three};
-    redislock::RedisLock lock{quorum, "orders:42", {.fenced = true}};
+    redislock::RedisLock lock{quorum, "orders:42", {.fencing = true}};
     // [majority]
-    std::cout << "A majority of " << nodes.size() << " servers has granted it, as number " << lock.fence() << ".\n";
-    return lock.unlock() == redislock::Unlocked::confirmed ? 0 : 1;
+    std::cout << "A majority of " << nodes.size() << " servers has granted it, as number " << lock.fencing_token()
+              << ".\n";
+    return lock.unlock() == redislock::Outcome::confirmed ? 0 : 1;
 } catch (const std::system_error& error) {
     std::cerr << error.what() << '\n';
     return 1;

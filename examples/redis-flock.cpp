@@ -24,7 +24,7 @@ using namespace std::chrono_literals;
 using namespace std::string_literals;
 using redislock::Errc;
 using redislock::Millis;
-using redislock::Unlocked;
+using redislock::Outcome;
 using Clock = std::chrono::steady_clock;
 
 namespace {
@@ -321,13 +321,13 @@ template <class Servers>
 int run(Servers& servers, const Settings& settings, char** words) {
     const Signals signals; // until now they end us
     Told::lost();          // may throw, where the observer may not
-    const bool fenced = !settings.fence_env.empty();
-    const redislock::Options options{.ttl = settings.ttl.span, .fenced = fenced, .observer = &Told::observer};
+    const bool fencing = !settings.fence_env.empty();
+    const redislock::Options options{.ttl = settings.ttl.span, .fencing = fencing, .observer = &Told::observer};
     redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};
     if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
     ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
-    if (fenced) good(::setenv(settings.fence_env.c_str(), std::to_string(lock.fence()).c_str(), 1));
+    if (fencing) good(::setenv(settings.fence_env.c_str(), std::to_string(lock.fencing_token()).c_str(), 1));
 
     Command command{words, signals.mask_before()};
     if (!ended_in_time(command, lock, settings, signals)) return lost;
@@ -336,12 +336,12 @@ int run(Servers& servers, const Settings& settings, char** words) {
         return error == ENOENT ? 127 : 126;
     }
     const bool ours = lock.owns_lock();
-    const Unlocked outcome = lock.unlock();
-    if (outcome != Unlocked::confirmed && !(outcome == Unlocked::unknown && ours)) {
+    const Outcome outcome = lock.unlock();
+    if (outcome != Outcome::confirmed && !(outcome == Outcome::unknown && ours)) {
         settings.say("the lease was lost before the command ended, with status " + std::to_string(command.status()));
         return lost;
     }
-    if (outcome == Unlocked::unknown)
+    if (outcome == Outcome::unknown)
         settings.say("the key may stay for its ttl, for the release failed: " + Told::text(Told::why_unknown));
     return command.status();
 }

@@ -18,7 +18,7 @@ template <class Backend>
 void survive(Backend& backend, test::RedisServer& server, const Options& options) {
     for (int failing = 0;; ++failing) {
         CAPTURE(failing);
-        Unlocked unlocked = Unlocked::not_held;
+        Outcome unlocked = Outcome::not_held;
         good_for = failing;
         try {
             RedisLock lock{backend, "k", options};
@@ -28,9 +28,9 @@ void survive(Backend& backend, test::RedisServer& server, const Options& options
         } catch (const std::bad_alloc&) {
         }
         const bool was_enough = std::exchange(good_for, -1) >= 0;
-        CHECK((unlocked == Unlocked::unknown || server.integer({"EXISTS", "k"}) == 0));
+        CHECK((unlocked == Outcome::unknown || server.integer({"EXISTS", "k"}) == 0));
         server.command({"DEL", "k"});
-        CHECK(RedisLock{backend, "k", options}.unlock() == Unlocked::confirmed);
+        CHECK(RedisLock{backend, "k", options}.unlock() == Outcome::confirmed);
         if (was_enough) return;
     }
 }
@@ -39,17 +39,17 @@ void survive(Backend& backend, test::RedisServer& server, const Options& options
 
 TEST_CASE("a lock for which there is no memory is not left behind, and the next one is had", "[redis][allocation]") {
     test::RedisServer server;
-    const bool renew = GENERATE(false, true), fenced = GENERATE(false, true);
+    const bool renew = GENERATE(false, true), fencing = GENERATE(false, true);
     Redis redis{server.unix_uri()};
-    survive(redis, server, {.ttl = 60s, .renew = renew, .fenced = fenced});
+    survive(redis, server, {.ttl = 60s, .renew = renew, .fencing = fencing});
 }
 
 TEST_CASE("nor where a majority is asked", "[redis][allocation]") {
     test::RedisServer server;
-    const bool renew = GENERATE(false, true), fenced = GENERATE(false, true);
+    const bool renew = GENERATE(false, true), fencing = GENERATE(false, true);
     Redis redis{server.unix_uri()};
     Quorum quorum{redis};
-    survive(quorum, server, {.ttl = 60s, .renew = renew, .fenced = fenced});
+    survive(quorum, server, {.ttl = 60s, .renew = renew, .fencing = fencing});
 }
 
 TEST_CASE("a loss is told, though there is no memory for it at first", "[redis][allocation]") {

@@ -66,7 +66,7 @@ private:
     Millis left() { return ask(Verb::acquire, backend_.fresh(), 10ms, 1ms).holder_left.value(); }
     bool held_by(const Token& token) { return world_.get(key_) == text(token); }
     Options not_renewed(Millis ttl) const { return {.ttl = ttl, .renew = false}; }
-    Options with_ttl(Millis ttl) const { return {.ttl = ttl, .renew = false, .answer_timeout = ttl / 2}; }
+    Options with_ttl(Millis ttl) const { return {.ttl = ttl, .renew = false, .request_timeout = ttl / 2}; }
 
     void acquire() {
         CHECK(ask(Verb::acquire, a_, unit).verdict == Verdict::yes);
@@ -152,15 +152,15 @@ private:
 
     void inspection() {
         CHECK_FALSE(inspect(backend_, key_));
-        CHECK(force_unlock(backend_, key_, a_) == Unlocked::expired);
+        CHECK(force_unlock(backend_, key_, a_) == Outcome::expired);
         Lock lock{backend_, key_, unit * 10};
         const std::optional<Holder> holder = inspect(backend_, key_);
         REQUIRE(holder);
         CHECK(holder->token() == lock.token());
         CHECK((holder->remaining > unit * 9 && holder->remaining <= unit * 10));
-        CHECK(force_unlock(backend_, key_, a_) == Unlocked::stolen);
-        CHECK(force_unlock(backend_, key_, *holder->token()) == Unlocked::confirmed);
-        CHECK(lock.unlock() == Unlocked::expired);
+        CHECK(force_unlock(backend_, key_, a_) == Outcome::stolen);
+        CHECK(force_unlock(backend_, key_, *holder->token()) == Outcome::confirmed);
+        CHECK(lock.unlock() == Outcome::expired);
         world_.put(key_, "somebody", std::nullopt);
         CHECK((inspect(backend_, key_)->value == "somebody" && !inspect(backend_, key_)->token()));
         CHECK_FALSE(inspect(backend_, key_)->remaining);
@@ -178,7 +178,7 @@ private:
         for (const std::string& key : keys) {
             Lock lock{backend_, key, unit * 10};
             REQUIRE(world_.get(key) == text(lock.token()));
-            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(lock.unlock() == Outcome::confirmed);
         }
     }
 
@@ -253,16 +253,16 @@ private:
 
     void outcomes() {
         Lock lock{backend_, key_, unit * 10, std::defer_lock};
-        CHECK(lock.unlock() == Unlocked::not_held);
+        CHECK(lock.unlock() == Outcome::not_held);
         lock.lock();
-        CHECK(lock.unlock() == Unlocked::confirmed);
-        CHECK(lock.unlock() == Unlocked::not_held);
+        CHECK(lock.unlock() == Outcome::confirmed);
+        CHECK(lock.unlock() == Outcome::not_held);
         lock.lock();
         world_.erase(key_);
-        CHECK(lock.unlock() == Unlocked::expired);
+        CHECK(lock.unlock() == Outcome::expired);
         lock.lock();
         world_.put(key_, "somebody", unit);
-        CHECK(lock.unlock() == Unlocked::stolen);
+        CHECK(lock.unlock() == Outcome::stolen);
         CHECK(world_.get(key_) == "somebody");
         world_.erase(key_);
         lock.lock();
@@ -270,12 +270,12 @@ private:
         CHECK(lock.extend(unit * 10) == Outcome::expired);
         CHECK_FALSE(lock.owns_lock());
         CHECK(lock.extend(unit * 10) == Outcome::expired);
-        CHECK(lock.unlock() == Unlocked::expired);
-        CHECK(lock.unlock() == Unlocked::not_held);
+        CHECK(lock.unlock() == Outcome::expired);
+        CHECK(lock.unlock() == Outcome::not_held);
         lock.lock();
         world_.put(key_, "somebody", unit);
         CHECK(lock.extend(unit * 10) == Outcome::stolen);
-        CHECK(lock.unlock() == Unlocked::stolen);
+        CHECK(lock.unlock() == Outcome::stolen);
         CHECK(world_.get(key_) == "somebody");
     }
 
@@ -308,7 +308,7 @@ private:
         CHECK(backend_.now() > end);
         CHECK(waiter.owns_lock());
         CHECK_FALSE(dead.owns_lock());
-        CHECK(dead.unlock() == Unlocked::stolen);
+        CHECK(dead.unlock() == Outcome::stolen);
         CHECK(held_by(waiter.token()));
     }
 
@@ -386,7 +386,7 @@ private:
         Lock second{std::move(first)};
         CHECK((second.owns_lock() && second.token() == token));
         CHECK((!first.owns_lock() && first.key().empty() && first.token().is_nil() && first.remaining() == 0ms));
-        CHECK(first.unlock() == Unlocked::not_held);
+        CHECK(first.unlock() == Outcome::not_held);
         CHECK(reason([&] { first.lock(); }) == std::errc::operation_not_permitted);
         CHECK(reason([&] { return first.try_lock_for(1ms); }) == std::errc::operation_not_permitted);
         CHECK(reason([&] { return first.extend(unit); }) == std::errc::operation_not_permitted);
@@ -407,7 +407,7 @@ private:
         CHECK(reason([&] { return Lock{backend_, "free", unit * 10, std::adopt_lock, a_}; }) == Errc::expired);
         const Token token = giver.detach();
         CHECK((!token.is_nil() && !giver.owns_lock() && giver.detach().is_nil()));
-        CHECK(giver.unlock() == Unlocked::not_held);
+        CHECK(giver.unlock() == Outcome::not_held);
         CHECK(held_by(token));
         CHECK_FALSE(giver.try_lock());
         {
@@ -452,7 +452,7 @@ private:
         CHECK(reason([&] { return Lock{backend_, "", unit}; }) == Errc::bad_key);
         CHECK(reason([&] { return Lock{backend_, std::string(513, 'k'), unit}; }) == Errc::bad_key);
         CHECK(reason([&] { return Lock{backend_, key_, 0ms}; }) == Errc::bad_option);
-        CHECK(reason([&] { return Lock{backend_, key_, {.ttl = 1s, .answer_timeout = 1s}}; }) == Errc::bad_option);
+        CHECK(reason([&] { return Lock{backend_, key_, {.ttl = 1s, .request_timeout = 1s}}; }) == Errc::bad_option);
     }
 
     template <class Action>

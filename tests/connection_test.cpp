@@ -1,4 +1,4 @@
-// The wrapper of hiredis against servers that say anything, at any pace, or nothing.
+// The wrapper of hiredis against servers that say anything, at any backoff, or nothing.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "troubles.hpp"
@@ -395,7 +395,7 @@ TEST_CASE("no schedule of bytes is attributed to the wrong command, or breaks th
 TEST_CASE("a channel that was hung up on opens again with the time that its next question has", "[redis][connection]") {
     test::RedisServer instance;
     const auto address = Address::parse(instance.unix_uri());
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     const auto ask = [&](const std::string& key, Millis within) {
         const TimePoint asked = detail::now();

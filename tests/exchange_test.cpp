@@ -86,7 +86,7 @@ TEST_CASE("a plain acquire is one SET", "[exchange]") {
 TEST_CASE("a script is sent in full when a connection first uses it, and by its name from then on", "[exchange]") {
     for (const Verb verb : {Verb::acquire, Verb::extend, Verb::release}) {
         Request r = request(verb);
-        r.fenced = verb == Verb::acquire;
+        r.fencing = verb == Verb::acquire;
         Command first{r, 0u};
         CHECK(first.begin() == Names{"EVAL"});
         Command second{r, 0u};
@@ -108,7 +108,7 @@ TEST_CASE("a script that a server does not know in full either is an error, and 
 
 TEST_CASE("an acquire is not sent again when its release has been sent behind it", "[exchange]") {
     Request r = request(Verb::acquire);
-    r.fenced = true;
+    r.fencing = true;
     Command one{r, 0u};
     one.peer.knows_script[0] = true;
     one.begin();

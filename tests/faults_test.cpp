@@ -19,8 +19,8 @@ using test::Peer;
 
 namespace {
 
-constexpr Millis answer_timeout{200};
-constexpr Options options{.ttl = 10s, .answer_timeout = answer_timeout};
+constexpr Millis request_timeout{200};
+constexpr Options options{.ttl = 10s, .request_timeout = request_timeout};
 constexpr auto generous = 5s; // for a machine that is busy with other tests
 
 /// Runs, and checks that it took no longer than it may.
@@ -125,8 +125,8 @@ TEST_CASE("on a server that says nothing, half, or nonsense, every call ends in 
                 return std::any_of(row.reasons.begin(), row.reasons.end(),
                                    [&](Errc code) { return failure.code == code; });
             };
-            CHECK(expected(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); })));
-            CHECK(expected(within(answer_timeout, [&] { return failure([&] { return lock.try_lock(); }); })));
+            CHECK(expected(within(2 * request_timeout, [&] { return failure([&] { lock.lock(); }); })));
+            CHECK(expected(within(request_timeout, [&] { return failure([&] { return lock.try_lock(); }); })));
             const Failure cut_short = within(1ms, [&] { return failure([&] { return lock.try_lock_for(1ms); }); });
             CHECK((expected(cut_short) || cut_short.code == Errc::timed_out));
             CHECK_FALSE(lock.owns_lock());
@@ -147,7 +147,7 @@ TEST_CASE("on a server that finds the key held and then falls silent, a wait end
         }};
         Redis redis{fake.unix_uri(), {.client_name = ""}};
         RedisLock lock{redis, "k", options, std::defer_lock};
-        const Failure waited = within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); });
+        const Failure waited = within(2 * request_timeout, [&] { return failure([&] { lock.lock(); }); });
         CHECK(waited.code == Errc::timed_out);
         CHECK_FALSE(within(20ms, [&] { return failure([&] { return lock.try_lock_for(20ms); }); }).code ==
                     std::error_code{});
@@ -170,8 +170,8 @@ TEST_CASE(
             }
         }};
         Redis redis{fake.unix_uri(), {.client_name = ""}};
-        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = answer_timeout}, std::defer_lock};
-        CHECK(within(3 * answer_timeout, [&] { return lock.try_lock_for(10s); }));
+        RedisLock lock{redis, "k", {.ttl = 60s, .request_timeout = request_timeout}, std::defer_lock};
+        CHECK(within(3 * request_timeout, [&] { return lock.try_lock_for(10s); }));
     }
 }
 
@@ -181,7 +181,7 @@ TEST_CASE("no server, a closed port, or an address that swallows everything: unr
          {"redis://127.0.0.1:" + std::to_string(test::free_port()), std::string{"unix:///no/such.sock"}, hole.uri()}) {
         Redis redis{uri};
         RedisLock lock{redis, "k", options, std::defer_lock};
-        CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::unreachable);
+        CHECK(within(2 * request_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::unreachable);
         CHECK(within(20ms, [&] { return failure([&] { return lock.try_lock_for(20ms); }); }).code == Errc::unreachable);
     }
 }
@@ -192,11 +192,11 @@ TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing
     RedisLock held{redis, "held", options}, other{redis, "other", options, std::defer_lock};
     { RedisLock warm{redis, "third", options}; }
     server.stop();
-    CHECK(within(answer_timeout, [&] { return held.extend(20s); }) == Outcome::unknown);
+    CHECK(within(request_timeout, [&] { return held.extend(20s); }) == Outcome::unknown);
     CHECK(held.owns_lock());
-    CHECK(within(answer_timeout, [&] { return failure([&] { return other.try_lock(); }); }).code == Errc::timed_out);
+    CHECK(within(request_timeout, [&] { return failure([&] { return other.try_lock(); }); }).code == Errc::timed_out);
     CHECK(within(20ms, [&] { return failure([&] { return other.try_lock_for(20ms); }); }).code == Errc::timed_out);
-    CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
+    CHECK(within(request_timeout, [&] { return held.unlock(); }) == Outcome::unknown);
     CHECK_FALSE(held.owns_lock());
     server.go_on();
     CHECK(gone(server, "other")); // the undo was behind the acquire
@@ -210,9 +210,9 @@ TEST_CASE("a destructor on a stopped server takes the answer time-out, and witho
     Redis redis{server.unix_uri()};
     for (const bool confirm : {true, false}) {
         auto lock = std::make_unique<RedisLock<Redis>>(
-            redis, "k", Options{.ttl = 10s, .answer_timeout = answer_timeout, .confirm_release = confirm});
+            redis, "k", Options{.ttl = 10s, .request_timeout = request_timeout, .confirm_release = confirm});
         server.stop();
-        within(answer_timeout, [&] { lock.reset(); });
+        within(request_timeout, [&] { lock.reset(); });
         server.go_on();
         CHECK(gone(server, "k"));
     }
@@ -230,7 +230,7 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
             armed = true;
             RedisLock lock{redis, "k", 60s};
             REQUIRE(lock.remaining() > 55s);
-            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(lock.unlock() == Outcome::confirmed);
             REQUIRE(server.integer({"DBSIZE"}) == 0);
         }
     }
@@ -239,14 +239,14 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
             return is(command, "SET\r\n") && armed ? Reply::lose : Reply::forward;
         })};
         Redis redis{proxy.tcp_uri(), {.client_name = ""}};
-        RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 500ms}, std::defer_lock};
+        RedisLock lock{redis, "k", {.ttl = 60s, .request_timeout = 500ms}, std::defer_lock};
         for (int round = 0; round < 10; ++round) {
             armed = true;
             REQUIRE(failure([&] { return lock.try_lock(); }).code == Errc::timed_out);
             armed = false;
             REQUIRE(gone(server, "k"));
             REQUIRE(lock.try_lock());
-            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(lock.unlock() == Outcome::confirmed);
         }
     }
     SECTION("of a release: it's asked again, and no more is claimed than is known") {
@@ -258,7 +258,7 @@ TEST_CASE("a reply that is lost after the key was set makes nobody wait for hims
         for (int round = 0; round < 20; ++round) {
             RedisLock lock{redis, "k", 60s};
             armed = true;
-            REQUIRE(lock.unlock() == Unlocked::unknown);
+            REQUIRE(lock.unlock() == Outcome::unknown);
             REQUIRE(server.integer({"DBSIZE"}) == 0);
         }
     }
@@ -282,10 +282,10 @@ TEST_CASE("connections that died in silence are all left after the first", "[red
         });
     for (std::thread& thread : threads) thread.join();
     REQUIRE(fake.connections() == many);
-    RedisLock lock{redis, "k", {.ttl = 60s, .answer_timeout = 500ms}};
+    RedisLock lock{redis, "k", {.ttl = 60s, .request_timeout = 500ms}};
     CHECK(lock.owns_lock());
     CHECK(fake.connections() == many + 1);
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing, and none is lost",
@@ -295,7 +295,7 @@ TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing
     std::vector<RedisLock<Redis>> locks;
     for (int i = 0; i < 200; ++i)
         locks.emplace_back(redis, std::to_string(i),
-                           Options{.ttl = 60s, .answer_timeout = 500ms, .confirm_release = false});
+                           Options{.ttl = 60s, .request_timeout = 500ms, .confirm_release = false});
     server.stop();
     within(200ms, [&] { locks.clear(); });
     server.go_on();
@@ -308,7 +308,7 @@ TEST_CASE("a lease counts from the asking, however late the answer", "[redis][fa
         server, [](const std::string& command) { return is(command, "SET\r\n") ? Reply::delay : Reply::forward; })};
     Redis redis{proxy.unix_uri(), {.client_name = ""}};
     for (int round = 0; round < 3; ++round) {
-        RedisLock lock{redis, "k", {.ttl = 1s, .renew = false, .answer_timeout = 900ms}};
+        RedisLock lock{redis, "k", {.ttl = 1s, .renew = false, .request_timeout = 900ms}};
         CHECK(lock.remaining() < 700ms);
         const Millis servers{server.integer({"PTTL", "k"})};
         CHECK(lock.remaining() <= servers);
@@ -328,7 +328,7 @@ TEST_CASE("signals from all sides make no call fail, and a lock none", "[redis][
         for (int round = 0; round < 500; ++round) {
             RedisLock lock{redis, "k", 10s};
             REQUIRE(lock.extend(20s) == Outcome::confirmed);
-            REQUIRE(lock.unlock() == Unlocked::confirmed);
+            REQUIRE(lock.unlock() == Outcome::confirmed);
         }
         RedisLock holder{redis, "k", 60s}, waiter{redis, "k", 60s, std::defer_lock};
         const TimePoint start = now();
@@ -356,7 +356,7 @@ TEST_CASE("a failover behind one address is gone along with, by locks and by tho
     second.command({"REPLICAOF", "127.0.0.1", std::to_string(first.port())});
     const auto address = std::filesystem::path{first.socket_path()}.parent_path() / "address.sock";
     std::filesystem::create_symlink(first.socket_path(), address);
-    const Options long_lease{.ttl = 60s, .renew = false, .answer_timeout = generous};
+    const Options long_lease{.ttl = 60s, .renew = false, .request_timeout = generous};
     Redis redis{"unix://" + address.string()};
     std::optional<RedisLock<Redis>> lock{std::in_place, redis, "k", long_lease};
     RedisLock other{redis, "j", long_lease, std::defer_lock};
@@ -366,7 +366,7 @@ TEST_CASE("a failover behind one address is gone along with, by locks and by tho
     first.command({"REPLICAOF", "127.0.0.1", std::to_string(second.port())});
     std::filesystem::remove(address);
     std::filesystem::create_symlink(second.socket_path(), address);
-    SECTION("unlock") { CHECK(lock->unlock() == Unlocked::confirmed); }
+    SECTION("unlock") { CHECK(lock->unlock() == Outcome::confirmed); }
     SECTION("extend") {
         CHECK(lock->extend(120s) == Outcome::confirmed);
         CHECK(second.integer({"PTTL", "k"}) > 60'000);
@@ -387,17 +387,17 @@ TEST_CASE("a replica is an error, an answer time-out later", "[redis][faults]") 
     Redis redis{server.unix_uri()};
     RedisLock held{redis, "held", options}, lock{redis, "k", options, std::defer_lock};
     server.command({"REPLICAOF", "127.0.0.1", std::to_string(test::free_port())});
-    CHECK(within(2 * answer_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::read_only);
-    CHECK(within(answer_timeout, [&] { return failure([&] { return lock.try_lock(); }); }).code == Errc::read_only);
-    CHECK(within(answer_timeout, [&] { return held.unlock(); }) == Unlocked::unknown);
+    CHECK(within(2 * request_timeout, [&] { return failure([&] { lock.lock(); }); }).code == Errc::read_only);
+    CHECK(within(request_timeout, [&] { return failure([&] { return lock.try_lock(); }); }).code == Errc::read_only);
+    CHECK(within(request_timeout, [&] { return held.unlock(); }) == Outcome::unknown);
 }
 
 TEST_CASE("a release that a server reads in a pause of its writes is carried out when that ends", "[redis][faults]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
-    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = answer_timeout}};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = request_timeout}};
     server.command({"CLIENT", "PAUSE", "1500", "WRITE"});
-    within(answer_timeout, [&] { lock.unlock(); });
+    within(request_timeout, [&] { lock.unlock(); });
     CHECK(gone(server, "k"));
 }
 

@@ -110,7 +110,7 @@ TEST_CASE("a child of any kind of fork ends what it inherited without a word for
                 CHECK(server.text({"GET", "k"}) == lock->token().hex());
                 CHECK(lock->owns_lock());
                 CHECK(lock->extend(60s) == Outcome::confirmed); // over the connection that it had
-                CHECK(lock->unlock() == Unlocked::confirmed);
+                CHECK(lock->unlock() == Outcome::confirmed);
             }
 }
 
@@ -122,11 +122,11 @@ TEST_CASE("a child of any kind of fork holds nothing, and has locks of its own",
         CAPTURE(static_cast<int>(kind));
         RedisLock lock{redis, "k", 60s};
         CHECK(done_in_child(kind, [&] {
-            bool well = !lock.owns_lock() && lock.token().is_nil() && lock.unlock() == Unlocked::not_held;
-            well = well && !lock.try_lock() && RedisLock(redis, "childs", 60s).unlock() == Unlocked::confirmed;
+            bool well = !lock.owns_lock() && lock.token().is_nil() && lock.unlock() == Outcome::not_held;
+            well = well && !lock.try_lock() && RedisLock(redis, "childs", 60s).unlock() == Outcome::confirmed;
             if (!well) ::_exit(1);
         }));
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
     }
 }
 
@@ -143,7 +143,7 @@ TEST_CASE("what is run by vfork() takes nothing from its parent", "[redis][proce
     ::waitpid(pid, &status, 0);
     CHECK(status == 0);
     CHECK(lock.owns_lock());
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("a child that is forked while threads wait in line ends at once, and they go on waiting",
@@ -155,7 +155,7 @@ TEST_CASE("a child that is forked while threads wait in line ends at once, and t
     std::vector<std::thread> waiters;
     std::atomic<int> had{0};
     for (int i = 0; i < 3; ++i)
-        waiters.emplace_back([&] { had += RedisLock(*redis, "k", 60s).unlock() == Unlocked::confirmed; });
+        waiters.emplace_back([&] { had += RedisLock(*redis, "k", 60s).unlock() == Outcome::confirmed; });
     until([&] { return server.blocked_clients() == 3; });
     for (const Kind kind : kinds())
         CHECK(done_in_child(kind, [&] {
@@ -190,7 +190,7 @@ TEST_CASE("a child in whose parent other threads ask all the time ends its Redis
     }
     done = true;
     for (std::thread& thread : threads) thread.join();
-    CHECK(lock->unlock() == Unlocked::confirmed);
+    CHECK(lock->unlock() == Outcome::confirmed);
 }
 #endif
 
@@ -223,7 +223,7 @@ TEST_CASE("a child forked by an observer does not renew its parent's leases", "[
     int status = -1;
     CHECK(::waitpid(context.child, &status, 0) == context.child); // its only thread has ended
     CHECK(WIFEXITED(status));
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 #endif
 
@@ -339,13 +339,13 @@ TEST_CASE("a child that has closed all descriptors and opened others keeps these
                 if (!is_open(fd)) ::_exit(1);
         }));
     }
-    CHECK(lock->unlock() == Unlocked::confirmed);
+    CHECK(lock->unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("a waiter that is killed costs those behind it nothing, though a worker that it forked lives on",
           "[redis][process]") {
     test::RedisServer server;
-    const Options looks_seldom{.ttl = 60s, .renew = false, .answer_timeout = 20s}; // no thread before the fork
+    const Options looks_seldom{.ttl = 60s, .renew = false, .request_timeout = 20s}; // no thread before the fork
     Redis redis{server.unix_uri()};
     RedisLock holder{redis, "k", looks_seldom};
     Pipe forked, worker_ends;

@@ -43,7 +43,7 @@ Lease lost(const Answer& why) {
 
 } // namespace
 
-TEST_CASE("idle: to ask is to be asking, with a token, holding nothing", "[lease]") {
+TEST_CASE("idle: to ask is to be asking, with a token, held_lease nothing", "[lease]") {
     CHECK(Lease{}.state(start) == State::idle);
     CHECK(Lease{}.token().is_nil());
     const Lease lease = asking();

@@ -180,13 +180,13 @@ TEST_CASE("where no descriptor is left those of lingering sockets are used", "[r
         Redis frozen{silent.unix_uri()}, redis{server.unix_uri()};
         silent.stop();
         for (int i = 0; i < 8; ++i) try {
-                static_cast<void>(RedisLock(frozen, "k", {.answer_timeout = 10ms}, std::try_to_lock));
+                static_cast<void>(RedisLock(frozen, "k", {.request_timeout = 10ms}, std::try_to_lock));
             } catch (const std::system_error&) {
             }
         limit_descriptors(0);
         use_up_descriptors();
         RedisLock lock{redis, "k", 60s}; // renewed: two connections, a timer
-        return lock.unlock() == Unlocked::confirmed;
+        return lock.unlock() == Outcome::confirmed;
     }};
     CHECK(child.was_well());
     silent.go_on();
@@ -215,7 +215,7 @@ TEST_CASE("where no descriptor is left those of idle connections are used", "[re
         std::stop_source stop;
         RedisLock one{another, "one", {.ttl = 60s}, std::defer_lock}, two{redis, "two", 60s, std::defer_lock};
         const bool had = one.lock(stop.get_token()) && two.lock(stop.get_token());
-        return had && one.unlock() == Unlocked::confirmed && two.unlock() == Unlocked::confirmed;
+        return had && one.unlock() == Outcome::confirmed && two.unlock() == Outcome::confirmed;
     }};
     CHECK(child.was_well());
 }

@@ -14,7 +14,7 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr Options options{.ttl = 10s, .renew = false, .answer_timeout = 1s};
+constexpr Options options{.ttl = 10s, .renew = false, .request_timeout = 1s};
 
 /// A memory that keeps a record of what it's asked, and may answer in its own way.
 struct Scripted {
@@ -33,8 +33,8 @@ struct Scripted {
     TimePoint now() const noexcept { return memory.now(); }
     Token fresh() { return memory.fresh(); }
     void pause(const Deadline& until) noexcept { memory.pause(until); }
-    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) { memory.keep(holding, when); }
-    void drop(detail::Holding& holding) noexcept { memory.drop(holding); }
+    void keep(const std::shared_ptr<detail::HeldLease>& holding, TimePoint when) { memory.keep(holding, when); }
+    void drop(detail::HeldLease& holding) noexcept { memory.drop(holding); }
     Answer ask(Request request) {
         asked.push_back({request.verb, request.token, now(), request.deadline.at});
         if (!has_line) request.patience = 0ms;
@@ -210,7 +210,7 @@ TEST_CASE("a waiter without a line asks soon when the holder's lease is about to
     backend.has_line = false;
     RedisLock holder{backend, "k", options};
     const TimePoint end = backend.now() + 10s;
-    RedisLock waiter{backend, "k", {.ttl = 10s, .renew = false, .longest_pause = 200ms}};
+    RedisLock waiter{backend, "k", {.ttl = 10s, .renew = false, .max_retry_delay = 200ms}};
     CHECK(backend.now() >= end);
     CHECK(backend.now() < end + 210ms);
     CHECK(backend.asked.size() > 50);
@@ -281,15 +281,15 @@ TEST_CASE("a release whose answer was lost with the connection is asked again, a
     Memory memory;
     RedisLock lock{memory, "k", options};
     memory.inject(Fault::reset_before);
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     lock.lock();
     memory.inject(Fault::reset_after);
-    CHECK(lock.unlock() == Unlocked::unknown); // gone: by our doing, as it happens
+    CHECK(lock.unlock() == Outcome::unknown); // gone: by our doing, as it happens
     CHECK_FALSE(memory.get("k"));
     lock.lock();
     memory.put("k", "another's");
     memory.inject(Fault::reset_after);
-    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(lock.unlock() == Outcome::unknown);
     CHECK(memory.get("k") == "another's");
 }
 
@@ -365,7 +365,7 @@ TEST_CASE("a ttl that is too long for milliseconds is refused, and does not beco
     CHECK_FALSE(memory.get("other"));
     CHECK(lock.remaining() < 10s);
     CHECK(inspect(memory, "k", wraps_to_34_minutes)->token() == lock.token());
-    CHECK(force_unlock(memory, "k", lock.token(), wraps_to_34_minutes) == Unlocked::confirmed);
+    CHECK(force_unlock(memory, "k", lock.token(), wraps_to_34_minutes) == Outcome::confirmed);
 }
 
 TEST_CASE("a thread that is cancelled while it waits for a lock gets it, and ends behind the call with all destroyed",
@@ -400,7 +400,7 @@ TEST_CASE("a release that nobody answers is unknown when the answer time-out is 
     RedisLock lock{memory, "k", options};
     memory.set_fault(Fault::request_lost);
     const TimePoint start = memory.now();
-    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(lock.unlock() == Outcome::unknown);
     CHECK(memory.now() == start + 1s);
     CHECK_FALSE(lock.owns_lock());
     memory.set_fault(Fault::none);
@@ -422,7 +422,7 @@ TEST_CASE("a release that is refused for good is not repeated", "[lock]") {
     Scripted backend;
     RedisLock lock{backend, "k", options};
     backend.refusals.assign(10, Errc::no_permission);
-    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(lock.unlock() == Outcome::unknown);
     CHECK(backend.refusals.size() == 9);
     backend.refusals.clear();
 }
@@ -432,7 +432,7 @@ TEST_CASE("a destructor waits for the answer time-out at most, and not at all if
         Memory memory;
         const TimePoint start = memory.now();
         {
-            RedisLock lock{memory, "k", {.ttl = 10s, .answer_timeout = 1s, .confirm_release = confirm}};
+            RedisLock lock{memory, "k", {.ttl = 10s, .request_timeout = 1s, .confirm_release = confirm}};
             memory.set_fault(Fault::request_lost);
         }
         CHECK(memory.now() == (confirm ? start + 1s : start));
@@ -494,7 +494,7 @@ TEST_CASE("an extension that was granted while the machine slept beyond the end 
     CHECK(lock.extend(24h) == Outcome::expired);
     CHECK_FALSE(lock.owns_lock());
     CHECK(backend.memory.get("k"));
-    CHECK(lock.unlock() == Unlocked::confirmed); // and it does not block the others for a day
+    CHECK(lock.unlock() == Outcome::confirmed); // and it does not block the others for a day
     CHECK_FALSE(backend.memory.get("k"));
 }
 
@@ -505,7 +505,7 @@ TEST_CASE("a suspended machine finds its lease ended, without a thread", "[lock]
     CHECK_FALSE(lock.owns_lock());
     RedisLock other{memory, "k", options, std::try_to_lock};
     CHECK(other.owns_lock());
-    CHECK(lock.unlock() == Unlocked::stolen);
+    CHECK(lock.unlock() == Outcome::stolen);
 }
 
 TEST_CASE("an adoption that nobody answers deletes nothing of the giver's", "[lock]") {
@@ -583,7 +583,7 @@ TEST_CASE("threads exclude each other over a memory in real time", "[lock]") {
     for (int i = 0; i < 4; ++i)
         threads.emplace_back([&] {
             for (int round = 0; round < 25; ++round) {
-                RedisLock lock{memory, "k", {.ttl = 60s, .longest_pause = 1ms}};
+                RedisLock lock{memory, "k", {.ttl = 60s, .max_retry_delay = 1ms}};
                 const int seen = counter;
                 std::this_thread::yield();
                 counter = seen + 1;

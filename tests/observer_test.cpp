@@ -52,8 +52,8 @@ TEST_CASE("an observer is told how long a lock was waited for, and how long it w
         CHECK(diary.acquired[0].key == "k");
         CHECK(diary.acquired[0].waited >= 4s);
         CHECK(diary.acquired[0].waited < 6s);
-        CHECK(diary.acquired[0].tries >= 2);
-        CHECK(diary.acquired[0].fence == 0);
+        CHECK(diary.acquired[0].attempts >= 2);
+        CHECK(diary.acquired[0].fencing_token == 0);
         CHECK(diary.released.empty());
         memory.advance(1s);
     }
@@ -170,7 +170,7 @@ TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]")
     static int seen = 0;
     const Observer observer{
         .renewed = [](void*, const Observer::Renewed&) noexcept { seen += watched->owns_lock(); },
-        .lost = [](void*, const Observer::Lost&) noexcept { seen += watched->unlock() != Unlocked::confirmed; }};
+        .lost = [](void*, const Observer::Lost&) noexcept { seen += watched->unlock() != Outcome::confirmed; }};
     RedisLock lock{memory, "k", {.ttl = 9s, .observer = &observer}};
     watched = &lock;
     memory.advance(10s);
@@ -183,62 +183,62 @@ TEST_CASE("an observer that looks at the lock is in nobody's way", "[observer]")
 TEST_CASE("grants are numbered where that is wanted, and rise", "[observer]") {
     Memory memory;
     Diary diary;
-    Options fenced = told_to(diary);
-    fenced.fenced = true;
+    Options fencing = told_to(diary);
+    fencing.fencing = true;
     std::uint64_t last = 0;
     for (int i = 0; i < 3; ++i) {
-        RedisLock lock{memory, "k", fenced};
-        CHECK(lock.fence() > last);
-        last = lock.fence();
-        CHECK(diary.acquired.back().fence == last);
+        RedisLock lock{memory, "k", fencing};
+        CHECK(lock.fencing_token() > last);
+        last = lock.fencing_token();
+        CHECK(diary.acquired.back().fencing_token == last);
         lock.unlock();
-        CHECK(lock.fence() == 0);
+        CHECK(lock.fencing_token() == 0);
     }
     RedisLock unnumbered{memory, "k", 10s};
-    CHECK(failure([&] { return unnumbered.fence(); }).code == std::errc::operation_not_permitted);
+    CHECK(failure([&] { return unnumbered.fencing_token(); }).code == std::errc::operation_not_permitted);
 }
 
 TEST_CASE("a server's numbers rise, also after its counter was lost, and for those who waited", "[redis][fence]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
-    const Options fenced{.ttl = 10s, .fenced = true};
+    const Options fencing{.ttl = 10s, .fencing = true};
     const std::string counter = "{k}:redislock:fence";
     std::uint64_t last = 0;
     for (int i = 0; i < 50; ++i) {
-        RedisLock lock{redis, "k", fenced};
-        CHECK(lock.fence() > last);
-        last = lock.fence();
+        RedisLock lock{redis, "k", fencing};
+        CHECK(lock.fencing_token() > last);
+        last = lock.fencing_token();
         if (i % 5 == 0) server.command({"DEL", counter});
         if (i % 5 == 1) CHECK(server.integer({"PTTL", counter}) > 86'000'000); // it goes by itself
         if (i % 5 == 2) server.command({"SCRIPT", "FLUSH"});
     }
     server.command({"SET", counter, std::to_string(last + 1'000'000'000)}); // as a clock that was ahead would have it
-    RedisLock ahead{redis, "k", fenced};
-    CHECK(ahead.fence() == last + 1'000'000'001);
-    RedisLock waiter{redis, "k", fenced, std::defer_lock};
+    RedisLock ahead{redis, "k", fencing};
+    CHECK(ahead.fencing_token() == last + 1'000'000'001);
+    RedisLock waiter{redis, "k", fencing, std::defer_lock};
     std::jthread waiting{[&] { waiter.lock(); }};
     while (server.blocked_clients() == 0) std::this_thread::yield();
     ahead.unlock();
     waiting.join();
-    CHECK(waiter.fence() == last + 1'000'000'002);
+    CHECK(waiter.fencing_token() == last + 1'000'000'002);
 }
 
 TEST_CASE("a counter that may not be kept is no grant, and one that is no number begins anew", "[redis][fence]") {
     test::RedisServer server;
-    const Options fenced{.ttl = 10s, .fenced = true};
+    const Options fencing{.ttl = 10s, .fencing = true};
     server.command({"ACL", "SETUSER", "u", "on", ">p", "~k", "+@all"});
     Redis user{"unix://u:p@" + server.socket_path()};
-    CHECK(failure([&] { return RedisLock{user, "k", fenced}; }).code == Errc::no_permission);
+    CHECK(failure([&] { return RedisLock{user, "k", fencing}; }).code == Errc::no_permission);
     CHECK(server.integer({"EXISTS", "k"}) == 0);
     server.command({"HSET", "{k}:redislock:fence", "a", "b"});
     Redis redis{server.unix_uri()};
-    CHECK((RedisLock{redis, "k", fenced}).fence() > 0);
+    CHECK((RedisLock{redis, "k", fencing}).fencing_token() > 0);
 }
 
 TEST_CASE("a counter that no number follows is no grant, and one that leads nowhere is put right", "[redis][fence]") {
     test::RedisServer server, second, third;
     const std::string counter = "{k}:redislock:fence";
-    const Options fenced{.ttl = 10s, .fenced = true};
+    const Options fencing{.ttl = 10s, .fencing = true};
     Redis redis{server.unix_uri()}, two{second.unix_uri()}, three{third.unix_uri()};
     Quorum alone{redis}, quorum{redis, two, three};
     const auto set = [&](const std::string& value) { server.command({"SET", counter, value}); };
@@ -246,28 +246,28 @@ TEST_CASE("a counter that no number follows is no grant, and one that leads nowh
         CAPTURE(value);
         set(value);
         for (int patience = 0; patience < 2; ++patience) {
-            RedisLock lock{redis, "k", fenced, std::defer_lock};
+            RedisLock lock{redis, "k", fencing, std::defer_lock};
             const Failure refused = failure([&] { return patience == 0 ? lock.try_lock() : lock.try_lock_for(10s); });
             CHECK(refused.code == Errc::server_error);
             CHECK_THAT(refused.detail, containing(counter) && containing("no number follows"));
             CHECK(server.integer({"EXISTS", "k"}) == 0);
         }
-        CHECK(failure([&] { return RedisLock{alone, "k", fenced, std::try_to_lock}; }).code == Errc::server_error);
-        CHECK((RedisLock{quorum, "k", fenced}).fence() > 0); // the others are a majority
+        CHECK(failure([&] { return RedisLock{alone, "k", fencing, std::try_to_lock}; }).code == Errc::server_error);
+        CHECK((RedisLock{quorum, "k", fencing}).fencing_token() > 0); // the others are a majority
         CHECK(server.text({"GET", counter}) == value);
     }
     set("9007199254740990");
-    CHECK((RedisLock{redis, "k", fenced}).fence() == 9'007'199'254'740'991);
+    CHECK((RedisLock{redis, "k", fencing}).fencing_token() == 9'007'199'254'740'991);
     std::uint64_t last = 0;
     for (const std::string value : {"-inf", "1.5", "-9e300", "0x10", "some text", ""}) {
         CAPTURE(value);
         set(value);
-        CHECK((RedisLock{redis, "k", fenced}).fence() > last);
-        RedisLock lock{redis, "k", fenced};
-        last = lock.fence();
+        CHECK((RedisLock{redis, "k", fencing}).fencing_token() > last);
+        RedisLock lock{redis, "k", fencing};
+        last = lock.fencing_token();
         set(value);
         Request extend{Verb::extend, "k", lock.token(), 10s, later(redis.now(), 10s)};
-        extend.fence = last; // as a majority writes back what it has agreed upon
+        extend.fencing_token = last; // as a majority writes back what it has agreed upon
         CHECK(redis.ask(extend).verdict == Verdict::yes);
         CHECK(server.text({"GET", counter}) == std::to_string(last));
     }
@@ -290,7 +290,7 @@ TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
     };
     caught_up();
     Redis redis{primary.unix_uri()};
-    Options options{.ttl = 2s, .answer_timeout = 400ms, .min_replicas = 2};
+    Options options{.ttl = 2s, .request_timeout = 400ms, .min_replicas = 2};
     {
         RedisLock lock{redis, "k", options};
         CHECK(first.text({"GET", "k"}) == lock.token().hex());
@@ -318,12 +318,12 @@ TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
         }
         SECTION("and over a majority it is numbered also after its script was forgotten") {
             Quorum quorum{redis};
-            const Options numbered{.ttl = 10s, .fenced = true, .min_replicas = 2};
+            const Options numbered{.ttl = 10s, .fencing = true, .min_replicas = 2};
             std::uint64_t last = 0;
             for (int i = 0; i < 3; ++i) {
                 RedisLock again{quorum, "another lock", numbered};
-                CHECK(again.fence() > last);
-                last = again.fence();
+                CHECK(again.fencing_token() > last);
+                last = again.fencing_token();
                 again.unlock();
                 primary.command({"SCRIPT", "FLUSH"});
             }

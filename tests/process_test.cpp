@@ -38,14 +38,14 @@ TEST_CASE("a forked child holds none of its parent's locks, and says nothing for
         const long long before = commands_processed(server);
         Child child{[&] {
             const bool holds = lock->owns_lock() || lock->remaining() > 0ms || !lock->token().is_nil();
-            const bool acts = lock->unlock() != Unlocked::not_held || lock->extend(60s) != Outcome::not_held;
+            const bool acts = lock->unlock() != Outcome::not_held || lock->extend(60s) != Outcome::not_held;
             lock.reset();
             return !holds && !acts;
         }};
         REQUIRE(child.was_well());
         REQUIRE(commands_processed(server) == before + 1); // our own INFO
         REQUIRE(lock->owns_lock());
-        REQUIRE(lock->unlock() == Unlocked::confirmed);
+        REQUIRE(lock->unlock() == Outcome::confirmed);
     }
 }
 
@@ -59,13 +59,13 @@ TEST_CASE("a forked child's own locks work, on connections of its own", "[redis]
         RedisLock taken{redis, "parents", 60s, std::try_to_lock};
         const bool again = !parents.try_lock(); // the same object, now the child's own
         return childs.owns_lock() && !taken.owns_lock() && again && childs.token() != token &&
-               childs.unlock() == Unlocked::confirmed;
+               childs.unlock() == Outcome::confirmed;
     }};
     for (int i = 0; i < 200; ++i)
         REQUIRE(RedisLock(redis, "meanwhile", 60s).owns_lock()); // on the inherited connection
     CHECK(child.was_well());
     CHECK(parents.extend(60s) == Outcome::confirmed);
-    CHECK(parents.unlock() == Unlocked::confirmed);
+    CHECK(parents.unlock() == Outcome::confirmed);
 }
 
 // The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator new.
@@ -104,7 +104,7 @@ TEST_CASE("the threads of a forked child may be the first to ask, all at once", 
             for (int i = 0; i < count; ++i)
                 threads.emplace_back([&, i] {
                     for (++ready; ready < count;) std::this_thread::yield();
-                    well += RedisLock(redis, "thread" + std::to_string(i), plain).unlock() == Unlocked::confirmed;
+                    well += RedisLock(redis, "thread" + std::to_string(i), plain).unlock() == Outcome::confirmed;
                 });
             for (std::thread& thread : threads) thread.join();
             return well == count;
@@ -142,7 +142,7 @@ TEST_CASE("processes that contend for a lock lose no update", "[redis][process]"
     const auto increments = [&] {
         Redis redis{server.unix_uri()};
         for (int i = 0; i < 50; ++i) {
-            RedisLock lock{redis, "k", {.ttl = 60s, .longest_pause = 2ms}};
+            RedisLock lock{redis, "k", {.ttl = 60s, .max_retry_delay = 2ms}};
             int count = -1;
             std::ifstream{file} >> count;
             std::ofstream{file} << count + 1;
@@ -174,14 +174,14 @@ TEST_CASE("a killed holder's lock is free when its lease has ended, and not befo
     const TimePoint asked = now();
     holder.signal(SIGKILL);
     Redis redis{server.unix_uri()};
-    RedisLock waiter{redis, "k", {.ttl = 60s, .answer_timeout = 20s}}; // it looks for other reasons every 10 s
+    RedisLock waiter{redis, "k", {.ttl = 60s, .request_timeout = 20s}}; // it looks for other reasons every 10 s
     CHECK(now() >= asked + left - 1ms);
     CHECK(now() < asked + left + 5s);
 }
 
 TEST_CASE("a waiter that is killed costs those behind him nothing", "[redis][process]") {
     test::RedisServer server;
-    const Options looks_seldom{.ttl = 60s, .answer_timeout = 20s};
+    const Options looks_seldom{.ttl = 60s, .request_timeout = 20s};
     Redis redis{server.unix_uri()};
     RedisLock holder{redis, "k", looks_seldom};
     {
@@ -209,7 +209,7 @@ TEST_CASE("a holder that was stopped past its lease knows it at once", "[redis][
             RedisLock lock{redis, "k", 600ms};
             holding.say('!');
             stopped.hear();
-            return !lock.owns_lock() && lock.remaining() == 0ms && lock.unlock() == Unlocked::stolen;
+            return !lock.owns_lock() && lock.remaining() == 0ms && lock.unlock() == Outcome::stolen;
         }};
         holding.hear();
         holder.signal(SIGSTOP);
@@ -218,7 +218,7 @@ TEST_CASE("a holder that was stopped past its lease knows it at once", "[redis][
         stopped.say('!');
         holder.signal(SIGCONT);
         CHECK(holder.was_well());
-        CHECK(next.unlock() == Unlocked::confirmed);
+        CHECK(next.unlock() == Outcome::confirmed);
     }
 }
 
@@ -229,7 +229,7 @@ TEST_CASE("a waiter that is stopped while its turn comes and goes does not belie
     RedisLock holder{redis, "k", 60s};
     Pipe locked;
     Child waiter{[&] {
-        const RedisLock lock{redis, "k", {.ttl = 500ms, .answer_timeout = 400ms}};
+        const RedisLock lock{redis, "k", {.ttl = 500ms, .request_timeout = 400ms}};
         locked.say(lock.owns_lock() ? '!' : '?');
         return lock.owns_lock();
     }};
@@ -240,7 +240,7 @@ TEST_CASE("a waiter that is stopped while its turn comes and goes does not belie
     waiter.signal(SIGCONT);
     until_blocked(server, 1); // it stands in line again
     CHECK(next.owns_lock());
-    CHECK(next.unlock() == Unlocked::confirmed);
+    CHECK(next.unlock() == Outcome::confirmed);
     CHECK(locked.hear() == '!');
     CHECK(waiter.was_well());
 }
@@ -252,7 +252,7 @@ TEST_CASE("a forked child neither renews its parent's leases nor ends them, and 
     RedisLock lock{redis, "k", {.ttl = 2s, .renew = true}};
     const std::stop_token lost = lock.lost();
     Child child{[&] {
-        const bool nothing = !lock.owns_lock() && lock.lost().stop_requested() && lock.unlock() == Unlocked::not_held;
+        const bool nothing = !lock.owns_lock() && lock.lost().stop_requested() && lock.unlock() == Outcome::not_held;
         RedisLock own{redis, "own", {.ttl = 2s, .renew = true}};
         detail::wait(-1, 0, now() + 3s);
         return nothing && own.owns_lock() && !own.lost().stop_requested();

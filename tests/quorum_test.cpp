@@ -90,7 +90,7 @@ struct QuorumWorld {
     }
 };
 
-constexpr Options plain{.ttl = 10s, .renew = false, .answer_timeout = 500ms};
+constexpr Options plain{.ttl = 10s, .renew = false, .request_timeout = 500ms};
 
 } // namespace
 
@@ -124,7 +124,7 @@ TEST_CASE("a minority of dead servers costs their votes alone, and a majority is
         RedisLock lock{quorum, "k", plain};
         CHECK(lock.owns_lock());
         CHECK_FALSE((RedisLock{quorum, "k", plain, std::try_to_lock}).owns_lock());
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
     }
     five.servers[1].kill();
     const Failure dead = failure([&] { return RedisLock{quorum, "k", plain}; });
@@ -164,14 +164,14 @@ TEST_CASE("what is the matter with a minority can be asked for, until it is mend
     test::RedisServer closed{{"--requirepass", "hunter2"}};
     Redis third{closed.tcp_uri()};
     Quorum quorum{two.nodes[0], two.nodes[1], third};
-    CHECK(quorum.troubles().empty());
+    CHECK(quorum.node_errors().empty());
     const auto finds = [&](std::error_code code) { // it may be at rest, and not asked each time
         for (const TimePoint end = quorum.now() + 10s; quorum.now() < end;) {
             RedisLock lock{quorum, "k", plain};
-            CHECK(lock.unlock() == Unlocked::confirmed);
-            const std::vector<Failure> troubles = quorum.troubles();
-            if (!code && troubles.empty()) return true;
-            if (troubles.size() == 1 && troubles[0].code == code) return troubles[0].detail == third.name();
+            CHECK(lock.unlock() == Outcome::confirmed);
+            const std::vector<Failure> node_errors = quorum.node_errors();
+            if (!code && node_errors.empty()) return true;
+            if (node_errors.size() == 1 && node_errors[0].code == code) return node_errors[0].detail == third.name();
         }
         return false;
     };
@@ -192,7 +192,7 @@ TEST_CASE("a minority of frozen servers is not waited for, and finds all release
     const TimePoint start = quorum.now();
     for (int i = 0; i < 100; ++i) {
         RedisLock lock{quorum, "k", plain};
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
     }
     CHECK(quorum.now() < start + 10s); // a hundred answer time-outs would be 50 s
     five.servers[1].go_on();
@@ -219,14 +219,14 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
     Quorum<Redis> quorum = three.quorum();
     RedisLock lock = three.locked_everywhere(quorum, plain);
     three.servers[2].stop();
-    const Options hasty{.ttl = 10s, .renew = false, .answer_timeout = 20ms};
+    const Options hasty{.ttl = 10s, .renew = false, .request_timeout = 20ms};
     RedisLock other{quorum, "other", hasty, std::defer_lock};
     for (const TimePoint end = quorum.now() + 1500ms; quorum.now() < end;) {
         failure([&] { return other.try_lock(); }); // on a busy machine the others may be late, too
         other.unlock();
     }
     three.servers[2].go_on();
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     CHECK(three.are_free_within(5s));
 }
 
@@ -237,7 +237,7 @@ TEST_CASE("a release reaches also a server to which a connection is being made, 
     RedisLock lock = three.locked_everywhere(quorum, plain);
     three.disconnect(2);
     three.servers[2].stop();
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     three.servers[2].go_on();
     CHECK(three.are_free_within(5s));
 }
@@ -246,15 +246,16 @@ TEST_CASE("a release does not wait for a connection to a server that can not hav
     Servers three{3, "1"};
     Quorum<Redis> quorum = three.quorum();
     three.servers[2].stop();
-    const Options hasty{.ttl = 10s, .renew = false, .answer_timeout = 100ms};
+    const Options hasty{.ttl = 10s, .renew = false, .request_timeout = 100ms};
     for (RedisLock lock{quorum, "k", hasty, std::defer_lock}; !lock.owns_lock();)
         failure([&] { static_cast<void>(lock.try_lock()); });
     quorum.pause(
-        later(quorum.now(), hasty.answers_within())); // then it is known to be silent, and left in peace for a while
-    RedisLock lock{quorum, "k", {.ttl = 60s, .renew = false, .answer_timeout = 10s}};
+        later(quorum.now(),
+              hasty.effective_request_timeout())); // then it is known to be silent, and left in peace for a while
+    RedisLock lock{quorum, "k", {.ttl = 60s, .renew = false, .request_timeout = 10s}};
     quorum.pause(later(quorum.now(), 100ms));
     const TimePoint start = quorum.now();
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     CHECK(quorum.now() < start + 5s);
 }
 
@@ -281,7 +282,7 @@ TEST_CASE("a release reaches also a server that has hung up behind an answer tha
     three.servers[2].go_on();
     REQUIRE(three.have_all_within(5s));
     three.disconnect(2);
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     CHECK(three.are_free_within(5s));
 }
 
@@ -291,14 +292,14 @@ TEST_CASE("a release is tried again as long as a server that may have the key ha
     Redis third{way.uri()};
     Quorum<Redis> quorum{three.nodes[0], three.nodes[1], third};
     three.servers[0].kill();
-    RedisLock lock{quorum, "k", {.ttl = 20s, .renew = false, .answer_timeout = 2s}};
+    RedisLock lock{quorum, "k", {.ttl = 20s, .renew = false, .request_timeout = 2s}};
     way.set(test::Proxy::Mode::cut);
     std::jthread mender{[&] {
         const auto tries = [&] { return three.servers[1].statistic("commandstats", "cmdstat_get:calls="); };
         for (const TimePoint end = quorum.now() + 1s; tries() < 3 && quorum.now() < end;) std::this_thread::yield();
         way.set(test::Proxy::Mode::forward);
     }};
-    CHECK(lock.unlock() == Unlocked::unknown);
+    CHECK(lock.unlock() == Outcome::unknown);
     mender.join();
     CHECK(three.servers[2].is_empty_within(5s));
 }
@@ -306,15 +307,15 @@ TEST_CASE("a release is tried again as long as a server that may have the key ha
 TEST_CASE("an acquire that nobody waits for any more is not sent when the connection comes about", "[redis][quorum]") {
     Servers three{3, "1"};
     Quorum<Redis> quorum = three.quorum(), elsewhere = three.quorum();
-    const Options hasty{.ttl = 60s, .renew = false, .answer_timeout = 50ms};
+    const Options hasty{.ttl = 60s, .renew = false, .request_timeout = 50ms};
     three.servers[2].stop();
     RedisLock lock{quorum, "k", hasty, std::defer_lock};
     while (!lock.owns_lock()) failure([&] { static_cast<void>(lock.try_lock()); });
     three.servers[2].go_on();
-    const TimePoint too_late = quorum.now() + hasty.answers_within();
+    const TimePoint too_late = quorum.now() + hasty.effective_request_timeout();
     {
         RedisLock adopter{elsewhere, "k", plain, std::adopt_lock, lock.detach()};
-        CHECK(adopter.unlock() == Unlocked::confirmed);
+        CHECK(adopter.unlock() == Outcome::confirmed);
     }
     REQUIRE(three.are_free_within(5s));
     quorum.pause(too_late);
@@ -330,14 +331,14 @@ TEST_CASE("a frozen server is not flooded with releases of what it can not have"
     RedisLock lock = three.locked_everywhere(quorum, plain);
     three.servers[2].stop();
     const Options patient{
-        .ttl = 30s, .renew = false, .answer_timeout = 9s}; // so that no connection is given up meanwhile
+        .ttl = 30s, .renew = false, .request_timeout = 9s}; // so that no connection is given up meanwhile
     RedisLock other{quorum, "other", patient, std::defer_lock};
     // Long enough for it to be left in peace for a second, in which more is released than a socket takes.
     for (const TimePoint end = quorum.now() + 2200ms; quorum.now() < end;) {
         other.lock();
-        CHECK(other.unlock() == Unlocked::confirmed);
+        CHECK(other.unlock() == Outcome::confirmed);
     }
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     three.servers[2].go_on();
     CHECK(three.are_free_within(5s));
     CHECK(three.keys("other") == 0);
@@ -357,7 +358,7 @@ TEST_CASE("a server that restarts has no vote until nobody can have a lease that
     };
     REQUIRE(is_had(lock));
     for (const std::size_t n : {0u, 1u}) three.servers[n].kill(), three.servers[n].start();
-    RedisLock other{quorum, "k", {.ttl = 1s, .renew = false, .answer_timeout = 50ms}, std::defer_lock};
+    RedisLock other{quorum, "k", {.ttl = 1s, .renew = false, .request_timeout = 50ms}, std::defer_lock};
     CHECK(is_had(other));
     CHECK_FALSE(lock.owns_lock());
 }
@@ -432,7 +433,7 @@ TEST_CASE("what became of a lease is what a majority says", "[redis][quorum]") {
     SECTION("one server that has forgotten it makes no difference") {
         three.everywhere({"DEL", "k"}, 1);
         CHECK(lock.extend(20s) == Outcome::confirmed);
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
     }
     SECTION("two that have are the end of it") {
         three.everywhere({"DEL", "k"}, 2);
@@ -441,7 +442,7 @@ TEST_CASE("what became of a lease is what a majority says", "[redis][quorum]") {
     }
     SECTION("two that hold another's token are its theft") {
         three.everywhere({"SET", "k", "another"}, 2);
-        CHECK(lock.unlock() == Unlocked::stolen);
+        CHECK(lock.unlock() == Outcome::stolen);
         CHECK(three.servers[0].text({"GET", "k"}) == "another");
     }
     SECTION("one that has forgotten it and one that says nothing leave it unknown") {
@@ -470,13 +471,13 @@ TEST_CASE("numbers rise though servers count differently, or forget", "[redis][q
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
     const std::string counter = "{k}:redislock:fence";
-    Options fenced = plain;
-    fenced.fenced = true;
+    Options fencing = plain;
+    fencing.fencing = true;
     std::uint64_t last = 0;
     const auto grant = [&] {
-        RedisLock lock{quorum, "k", fenced};
-        CHECK(lock.fence() > last);
-        last = lock.fence();
+        RedisLock lock{quorum, "k", fencing};
+        CHECK(lock.fencing_token() > last);
+        last = lock.fencing_token();
         std::size_t knowing = 0;
         for (test::RedisServer& server : three.servers)
             if (server.integer({"EXISTS", counter}) == 1) knowing += std::stoull(server.text({"GET", counter})) >= last;
@@ -506,7 +507,7 @@ TEST_CASE("threads exclude each other by majority, though each is split by the o
     for (int t = 0; t < 6; ++t)
         threads.emplace_back([&] {
             for (int i = 0; i < 20; ++i) {
-                const RedisLock lock{quorum, "k", {.ttl = 60s, .longest_pause = 5ms}};
+                const RedisLock lock{quorum, "k", {.ttl = 60s, .max_retry_delay = 5ms}};
                 if (++inside != 1) overlapped = true;
                 ++sections;
                 --inside;

@@ -99,7 +99,7 @@ TEST_CASE("a server that has forgotten the scripts is told them again, in the sa
     instance.command({"SCRIPT", "FLUSH"});
     CHECK(lock.extend(20s) == Outcome::confirmed);
     instance.command({"SCRIPT", "FLUSH"});
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("an unanswered release needs no script to be known, and owes its reply to the next user", "[redis]") {
@@ -111,7 +111,7 @@ TEST_CASE("an unanswered release needs no script to be known, and owes its reply
         REQUIRE(lock.owns_lock());
     }
     RedisLock lock{redis, "k", 10s, std::try_to_lock};
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("idle connections are used again, and are found dead where they are", "[redis]") {
@@ -166,13 +166,13 @@ TEST_CASE("an extension writes its own number, not that of the one before", "[re
     Redis redis{server().unix_uri()};
     CHECK(ask(redis, Verb::acquire).verdict == Verdict::yes);
     constexpr std::uint64_t far_ahead = 4'000'000'000'000'000; // of the clock, which is below 2e15 us
-    for (const std::uint64_t fence : {far_ahead, far_ahead + 7}) {
+    for (const std::uint64_t fencing_token : {far_ahead, far_ahead + 7}) {
         Request extend{Verb::extend, "k", a, 60s, later(redis.now(), 10s)};
-        extend.fence = fence;
+        extend.fencing_token = fencing_token;
         CHECK(redis.ask(extend).verdict == Verdict::yes);
     }
     CHECK(ask(redis, Verb::release).verdict == Verdict::yes);
-    CHECK(RedisLock{redis, "k", {.ttl = 60s, .fenced = true}}.fence() == far_ahead + 8);
+    CHECK(RedisLock{redis, "k", {.ttl = 60s, .fencing = true}}.fencing_token() == far_ahead + 8);
 }
 
 TEST_CASE("many threads share one Redis, and its idle connections are bounded", "[redis]") {
@@ -183,7 +183,7 @@ TEST_CASE("many threads share one Redis, and its idle connections are bounded", 
     for (int i = 0; i < 8; ++i)
         threads.emplace_back([&] {
             for (int round = 0; round < 20; ++round) {
-                RedisLock lock{redis, "k", {.ttl = 60s, .longest_pause = 2ms}};
+                RedisLock lock{redis, "k", {.ttl = 60s, .max_retry_delay = 2ms}};
                 const int seen = counter;
                 std::this_thread::yield();
                 counter = seen + 1;
@@ -270,7 +270,7 @@ TEST_CASE("a user who may do just what a lock needs gets his lock, and one who m
     CHECK(lock.extend(20s) == Outcome::confirmed);
     RedisLock waiter{least, "lock:k", 10s, std::defer_lock};
     CHECK_FALSE(waiter.try_lock_for(20ms));
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     CHECK(failure([&] { return RedisLock(least, "elsewhere", 10s); }).code == Errc::no_permission);
 
     instance.command({"ACL", "SETUSER", "nodel", "on", ">p", "~*", "+set", "+get", "+eval", "+evalsha"});
@@ -597,14 +597,14 @@ TEST_CASE("nothing is connected before a lock asks, and a server may come later"
     test::RedisServer instance;
     instance.kill();
     Redis redis{instance.unix_uri()};
-    RedisLock lock{redis, "k", {.ttl = 10s, .answer_timeout = 300ms}, std::defer_lock};
+    RedisLock lock{redis, "k", {.ttl = 10s, .request_timeout = 300ms}, std::defer_lock};
     CHECK(failure([&] { lock.lock(); }).code == Errc::unreachable);
     instance.start();
     lock.lock();
     CHECK(lock.owns_lock());
     instance.kill();
     instance.start(); // its memory is lost
-    CHECK(lock.unlock() == Unlocked::expired);
+    CHECK(lock.unlock() == Outcome::expired);
     lock.lock();
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }

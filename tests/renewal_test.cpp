@@ -60,7 +60,7 @@ TEST_CASE("a renewed lock is held for as long as it is not unlocked, and not a m
     }
     CHECK_FALSE(watch.told());
     SECTION("unlocked") {
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
         CHECK_FALSE(memory.get("k"));
     }
     SECTION("given away") {
@@ -136,9 +136,9 @@ TEST_CASE("a key that is deleted or stolen behind our back is learned at the nex
     CHECK(watch.told());
     CHECK(watch.when() <= then + 10s / 3 + 1ms);
     CHECK_FALSE(lock.owns_lock());
-    const Unlocked outcome = lock.unlock();
-    CHECK((outcome == Unlocked::expired || outcome == Unlocked::stolen));
-    CHECK(lock.unlock() == Unlocked::not_held);
+    const Outcome outcome = lock.unlock();
+    CHECK((outcome == Outcome::expired || outcome == Outcome::stolen));
+    CHECK(lock.unlock() == Outcome::not_held);
 }
 
 TEST_CASE("the holder's own extension that finds the lease gone tells it at once", "[renewal]") {
@@ -209,7 +209,7 @@ TEST_CASE("a callback may unlock, destroy or lock again what was lost", "[renewa
     memory.advance(5s);
     CHECK(called);
     memory.advance(1min);
-    CHECK((!lock || lock->unlock() != Unlocked::stolen));
+    CHECK((!lock || lock->unlock() != Outcome::stolen));
     CHECK_FALSE(memory.get("k"));
 }
 
@@ -236,41 +236,41 @@ TEST_CASE("an adopted lease is renewed too", "[renewal]") {
 }
 
 TEST_CASE("a late answer to another lease's renewal changes nothing for this one", "[renewal]") {
-    detail::Holding holding{"k", renewed};
+    detail::HeldLease held_lease{"k", renewed};
     const Token first = Token::from_bits(1, 1), second = Token::from_bits(2, 2);
     const TimePoint start{1h};
     const auto granted = [&](const Token& token, TimePoint asked) {
-        holding.lease.ask(token, asked, renewed.ttl);
-        holding.lease.answered({Verdict::yes}, asked);
-        return holding.keep(asked);
+        held_lease.lease.ask(token, asked, renewed.ttl);
+        held_lease.lease.answered({Verdict::yes}, asked);
+        return held_lease.keep(asked);
     };
     const TimePoint due = granted(first, start);
     CHECK(due < start + 4s);
-    CHECK(holding.step(due).act == detail::Holding::Step::Act::renew);
-    holding.drop();
-    holding.lease = Lease{renewed};
+    CHECK(held_lease.step(due).act == detail::HeldLease::Step::Act::renew);
+    held_lease.drop();
+    held_lease.lease = Lease{renewed};
     granted(second, start + 5s);
-    CHECK_FALSE(holding.answered(first, {Verdict::no, {Errc::expired, {}}}, due, start + 5s));
-    CHECK(holding.held(start + 5s));
-    CHECK(holding.step(start + 9s).act == detail::Holding::Step::Act::renew);
-    CHECK(holding.answered(second, {Verdict::yes}, start + 9s, start + 9s)->next > start + 9s);
+    CHECK_FALSE(held_lease.answered(first, {Verdict::no, {Errc::expired, {}}}, due, start + 5s));
+    CHECK(held_lease.held(start + 5s));
+    CHECK(held_lease.step(start + 9s).act == detail::HeldLease::Step::Act::renew);
+    CHECK(held_lease.answered(second, {Verdict::yes}, start + 9s, start + 9s)->next > start + 9s);
 }
 
 TEST_CASE("who asks for the signal of a lease that was found over before is told at once", "[renewal]") {
-    detail::Holding holding{"k", renewed};
+    detail::HeldLease held_lease{"k", renewed};
     const TimePoint start{1h};
-    holding.lease.ask(Token::from_bits(1, 1), start, renewed.ttl);
-    holding.lease.answered({Verdict::yes}, start);
-    holding.keep(start);
-    CHECK_FALSE(holding.over(start + 9s));
-    const detail::Holding::Step step = holding.step(start + 10s);
-    CHECK(step.act == detail::Holding::Step::Act::tell);
+    held_lease.lease.ask(Token::from_bits(1, 1), start, renewed.ttl);
+    held_lease.lease.answered({Verdict::yes}, start);
+    held_lease.keep(start);
+    CHECK_FALSE(held_lease.over(start + 9s));
+    const detail::HeldLease::Step step = held_lease.step(start + 10s);
+    CHECK(step.act == detail::HeldLease::Step::Act::tell);
     CHECK_FALSE(step.listeners);
-    CHECK(holding.listen().second);
-    CHECK_FALSE(holding.listen().second);
-    CHECK(holding.over(start + 10s));
-    CHECK(holding.extended(holding.copy().token(), {Verdict::yes}, start, 20s, start + 9s) == Outcome::expired);
-    CHECK(holding.over(start + 9s)); // it stays so, whenever the clock was read
+    CHECK(held_lease.listen().second);
+    CHECK_FALSE(held_lease.listen().second);
+    CHECK(held_lease.over(start + 10s));
+    CHECK(held_lease.extended(held_lease.copy().token(), {Verdict::yes}, start, 20s, start + 9s) == Outcome::expired);
+    CHECK(held_lease.over(start + 9s)); // it stays so, whenever the clock was read
 }
 
 TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happens to its connection",
@@ -287,7 +287,7 @@ TEST_CASE("a renewed lease is kept on a real server, by a thread, whatever happe
         CHECK(server.integer({"EXISTS", "k"}) == 1);
     }
     CHECK_FALSE(watch.told());
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
     CHECK(server.integer({"EXISTS", "k"}) == 0);
 }
 
@@ -329,7 +329,7 @@ TEST_CASE("renewals that nobody can answer in time do not hold up the others of 
     Redis redis{proxy.uri()};
     std::deque<RedisLock<Redis>> impatient;
     for (int i = 0; i < 20; ++i) {
-        const Options options{.ttl = Millis{1500 + 37 * i}, .answer_timeout = 5ms};
+        const Options options{.ttl = Millis{1500 + 37 * i}, .request_timeout = 5ms};
         RedisLock<Redis>& lock = impatient.emplace_back(redis, std::to_string(i), options, std::defer_lock);
         for (bool locked = false; !locked;) try {
                 locked = lock.try_lock();
@@ -426,7 +426,7 @@ TEST_CASE("renewed locks may be made and unmade by many threads", "[redis][renew
             for (int round = 0; round < 100; ++round) {
                 RedisLock lock{redis,
                                key,
-                               {.ttl = 10ms + Millis{round % 7}, .renew = true, .answer_timeout = 5ms},
+                               {.ttl = 10ms + Millis{round % 7}, .renew = true, .request_timeout = 5ms},
                                std::defer_lock};
                 try {
                     if (!lock.try_lock()) ++unwell;
@@ -459,29 +459,29 @@ TEST_CASE("a renewer whose connection is closed between two renewals sleeps on, 
 
 TEST_CASE("the loss of a lease is told to those who asked for it, though the lock has another lease by then",
           "[renewal]") {
-    detail::Holding holding{"k", renewed};
+    detail::HeldLease held_lease{"k", renewed};
     const TimePoint start{1h};
     const auto hold = [&](std::uint64_t token, TimePoint asked) {
-        holding.lease.ask(Token::from_bits(1, token), asked, renewed.ttl);
-        holding.lease.answered({Verdict::yes}, asked);
-        holding.keep(asked);
+        held_lease.lease.ask(Token::from_bits(1, token), asked, renewed.ttl);
+        held_lease.lease.answered({Verdict::yes}, asked);
+        held_lease.keep(asked);
     };
     hold(1, start);
-    const std::stop_token first = holding.listen().first.get_token();
-    detail::Message message{std::make_shared<detail::Holding>("k", renewed), holding.step(start + 10s)};
-    holding.drop();
-    holding.lease = Lease{renewed};
+    const std::stop_token first = held_lease.listen().first.get_token();
+    detail::Message message{std::make_shared<detail::HeldLease>("k", renewed), held_lease.step(start + 10s)};
+    held_lease.drop();
+    held_lease.lease = Lease{renewed};
     hold(2, start + 11s);
-    const std::stop_token second = holding.listen().first.get_token();
+    const std::stop_token second = held_lease.listen().first.get_token();
     message.tell();
     CHECK(first.stop_requested());
     CHECK_FALSE(second.stop_requested());
 }
 
 TEST_CASE("a renewal waits for replicas as long as the lock's own questions do", "[renewal]") {
-    Options options{.ttl = 300ms, .answer_timeout = 100ms, .min_replicas = 2};
-    const auto holding = std::make_shared<detail::Holding>("k", options);
-    const Request request = detail::Renewal{holding, {}, {}, {}}.request();
+    Options options{.ttl = 300ms, .request_timeout = 100ms, .min_replicas = 2};
+    const auto held_lease = std::make_shared<detail::HeldLease>("k", options);
+    const Request request = detail::Renewal{held_lease, {}, {}, {}}.request();
     CHECK(request.recheck == options.recheck());
     CHECK(request.replicas == 2);
 }
@@ -531,8 +531,8 @@ TEST_CASE("a thread that is late requests all tokens before it runs callbacks", 
     detail::CallbackPool<detail::System> pool;
     pool.stand_by(1);
     const auto tell = [&](const Lease& lease) {
-        detail::Message message{std::make_shared<detail::Holding>("k", renewed),
-                                {detail::Holding::Step::Act::tell, TimePoint::max()}};
+        detail::Message message{std::make_shared<detail::HeldLease>("k", renewed),
+                                {detail::HeldLease::Step::Act::tell, TimePoint::max()}};
         message.step.listeners = lease.source;
         pool.tell(message, now());
     };
@@ -556,21 +556,21 @@ TEST_CASE("a lease is renewed at a third of the time that it can be used", "[ren
 }
 
 TEST_CASE("a lease that was seen to be over stays over, though an answer's time was read before", "[renewal]") {
-    detail::Holding holding{"k", renewed};
+    detail::HeldLease held_lease{"k", renewed};
     const TimePoint start{1h};
     const Token token = Token::from_bits(1, 1);
-    holding.lease.ask(token, start, renewed.ttl);
-    holding.lease.answered({Verdict::yes}, start);
-    holding.keep(start);
-    CHECK(holding.held(start + 9s));
-    CHECK_FALSE(holding.held(start + 10s));
-    SECTION("of the renewer") { holding.answered(token, {Verdict::yes}, start + 5s, start + 9s); }
+    held_lease.lease.ask(token, start, renewed.ttl);
+    held_lease.lease.answered({Verdict::yes}, start);
+    held_lease.keep(start);
+    CHECK(held_lease.held(start + 9s));
+    CHECK_FALSE(held_lease.held(start + 10s));
+    SECTION("of the renewer") { held_lease.answered(token, {Verdict::yes}, start + 5s, start + 9s); }
     SECTION("of the holder") {
-        CHECK(holding.extended(token, {Verdict::yes}, start + 5s, 10s, start + 9s) == Outcome::expired);
+        CHECK(held_lease.extended(token, {Verdict::yes}, start + 5s, 10s, start + 9s) == Outcome::expired);
     }
-    CHECK_FALSE(holding.held(start + 9s));
-    CHECK_FALSE(holding.held(start + 10s));
-    CHECK(holding.remaining(start + 9s) == 0ms);
+    CHECK_FALSE(held_lease.held(start + 9s));
+    CHECK_FALSE(held_lease.held(start + 10s));
+    CHECK(held_lease.remaining(start + 9s) == 0ms);
 }
 
 namespace {
@@ -606,13 +606,13 @@ TEST_CASE("where threads can't be started, no try leaves another one behind", "[
     detail::Renewer<PortWithScarceThreads> renewer;
     int failures = 0;
     for (int tries = 0; tries < 200; ++tries) {
-        const auto holding = std::make_shared<detail::Holding>("k", renewed);
-        holding->listen();
-        holding->lease.ask(Token::from_bits(1, 1), now(), renewed.ttl);
-        holding->lease.answered({Verdict::yes}, now());
+        const auto held_lease = std::make_shared<detail::HeldLease>("k", renewed);
+        held_lease->listen();
+        held_lease->lease.ask(Token::from_bits(1, 1), now(), renewed.ttl);
+        held_lease->lease.answered({Verdict::yes}, now());
         try {
-            renewer.keep(holding, holding->keep(now()));
-            renewer.drop(*holding);
+            renewer.keep(held_lease, held_lease->keep(now()));
+            renewer.drop(*held_lease);
         } catch (const std::system_error&) {
             ++failures;
         }

@@ -41,7 +41,7 @@ Answer answered(const FakeServer& fake, Verb verb, unsigned db = 0, const char* 
                 TimePoint deadline = later(now(), generous)) {
     Address address = Address::parse(fake.unix_uri());
     address.db = db;
-    detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     if (tried_first != nullptr)
         server.endpoints.insert(server.endpoints.begin(), detail::resolve(Address::parse(tried_first)).front());
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
@@ -167,7 +167,7 @@ TEST_CASE("a server's time without a vote counts from its answer, though we were
           "[session]") {
     const FakeServer fake{says({"$23\r\n# S\nuptime_in_seconds:0\r\n", "+OK\r\n"})};
     const Address address = Address::parse(fake.unix_uri());
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, "", 6s}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, "", 6s}};
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     detail::AwaitedQuestion question{request(Verb::acquire)};
     for (channels[0].send(question.shared()); !question.answer;
@@ -185,7 +185,7 @@ TEST_CASE("a server that first greets with nonsense is asked again, as after any
     Redis redis{fake.unix_uri() + "?db=1", {.client_name = ""}};
     RedisLock lock{redis, "k", {.renew = false}, std::defer_lock};
     CHECK_FALSE(test::failure([&] { lock.lock(); }));
-    CHECK(lock.unlock() == Unlocked::confirmed);
+    CHECK(lock.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("a channel goes on to the next address of a server", "[session]") {
@@ -195,25 +195,25 @@ TEST_CASE("a channel goes on to the next address of a server", "[session]") {
 
 TEST_CASE("an acquire whose time is up as the connection comes about is not sent, but the release beside it is",
           "[session]") {
-    std::promise<void> greeted;
+    std::promise<void> is_introduced;
     std::promise<std::string> asked;
     const FakeServer fake{[&](Peer& peer, int) {
         peer.read();
         peer.send("+OK\r\n");
-        greeted.set_value();
+        is_introduced.set_value();
         asked.set_value(peer.read());
         peer.send(":1\r\n");
         peer.wait_for_the_end();
     }};
     Address address = Address::parse(fake.unix_uri());
     address.db = 1;
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     detail::Channel channel{server};
     detail::AwaitedQuestion hasty{request(Verb::acquire, later(now(), 500ms))}, release{request(Verb::release)};
     channel.send(hasty.shared());
     channel.send(release.shared());
     channel.advance(now());
-    greeted.get_future().wait();
+    is_introduced.get_future().wait();
     detail::wait(-1, 0, hasty.request.deadline);
     while (!hasty.answer || !release.answer) channel.advance(now());
     CHECK(hasty.answer->verdict == Verdict::no);
@@ -241,7 +241,7 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
         reached.set_value(peer.send(":1\r\n"));
     }};
     const Address address = Address::parse(fake.unix_uri());
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     detail::AwaitedQuestion question{request(Verb::release, later(now(), 50ms))};
     for (channels[0].send(question.shared()); !question.answer;
@@ -381,13 +381,13 @@ TEST_CASE("a renewal does not go over a connection that is in doubt, though anot
     };
     const FakeServer fake{silent_at_first}, another{silent_at_first};
     const Address address = Address::parse(fake.unix_uri());
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     const auto check = [](auto& port, const FakeServer& at) {
         std::map<Token, Answer, decltype([](const Token& a, const Token& b) { return a.hex() < b.hex(); })> answers;
-        const auto holding = std::make_shared<detail::Holding>("k", Options{});
+        const auto held_lease = std::make_shared<detail::HeldLease>("k", Options{});
         const auto ask = [&](std::uint64_t nth, Millis patience) {
             const Token mine = Token::from_bits(nth, nth);
-            port.send({holding, mine, now(), later(now(), patience)});
+            port.send({held_lease, mine, now(), later(now(), patience)});
             return mine;
         };
         const auto advance = [&] {
@@ -422,7 +422,7 @@ TEST_CASE("where all connections are in doubt there are no more of them, and the
         TimePoint due() const noexcept { return TimePoint::max(); }
     };
     Place here, there;
-    detail::Ways<Doubtful, Place> ways{{&here, &there}};
+    detail::RenewalChannels<Doubtful, Place> ways{{&here, &there}};
     std::set<const Doubtful*> used;
     for (int i = 0; i < 20; ++i) used.insert(&ways.to(0, 0));
     CHECK(used.size() == 4);
@@ -521,12 +521,12 @@ TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer"
         peer.wait_for_the_end();
     }};
     const Address address = Address::parse(fake.unix_uri());
-    const detail::Server server{detail::resolve(address), detail::Greeting{address, ""}};
+    const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     detail::ServerPort port{server};
     const detail::Alarm alarm;
     const auto send = [&](unsigned replicas) {
-        const auto holding = std::make_shared<detail::Holding>("k", Options{.min_replicas = replicas});
-        port.send({holding, token, now(), later(now(), generous)});
+        const auto held_lease = std::make_shared<detail::HeldLease>("k", Options{.min_replicas = replicas});
+        port.send({held_lease, token, now(), later(now(), generous)});
     };
     send(2);
     send(1);
@@ -534,7 +534,7 @@ TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer"
     const auto advance = [&] {
         port.advance(now(), [&](const detail::Renewal& renewal, const Answer& answer) {
             CHECK(answer.verdict == Verdict::yes);
-            answered = renewal.holding->options.min_replicas;
+            answered = renewal.held_lease->options.min_replicas;
         });
     };
     advance();
@@ -558,17 +558,17 @@ TEST_CASE("a server that has forgotten its scripts is told again by those who wa
     CHECK(server.integer({"EXISTS", "{k}:redislock:waiting"}) == 1);
 }
 
-TEST_CASE("a lock over a place that does not number grants is refused to be fenced", "[session]") {
+TEST_CASE("a lock over a place that does not number grants is refused to be fencing", "[session]") {
     struct Plain {
         TimePoint now() const noexcept { return {}; }
         Token fresh() const { return token; }
         void pause(Deadline) const noexcept {}
         Answer ask(const Request&) const { return {Verdict::no}; }
-        void keep(const std::shared_ptr<detail::Holding>&, TimePoint) const {}
-        void drop(detail::Holding&) const noexcept {}
+        void keep(const std::shared_ptr<detail::HeldLease>&, TimePoint) const {}
+        void drop(detail::HeldLease&) const noexcept {}
     };
     Plain plain;
-    for (const Options& options : {Options{.fenced = true}, Options{.min_replicas = 1}})
+    for (const Options& options : {Options{.fencing = true}, Options{.min_replicas = 1}})
         CHECK_THROWS_AS((RedisLock{plain, "k", options, std::defer_lock}), std::system_error);
 }
 

@@ -75,13 +75,13 @@ public:
         using redislock::Answer;
         request.deadline = redislock::later(redis_.now(), std::chrono::seconds{10});
         const Answer real = redis_.ask(request);
-        const Answer model = model_.act({request.verb, request.token, request.ttl, request.patience, request.fenced,
-                                         request.fence_step, request.fence},
+        const Answer model = model_.act({request.verb, request.token, request.ttl, request.patience, request.fencing,
+                                         request.fencing_step, request.fencing_token},
                                         time_ += simulation::ms);
         CHECK(model.verdict == real.verdict);
         CHECK(model.why.code == real.why.code);
         CHECK(model.holder_left.has_value() == real.holder_left.has_value());
-        CHECK((model.fence > 0) == (real.fence > 0));
+        CHECK((model.fencing_token > 0) == (real.fencing_token > 0));
         return {model, real};
     }
     std::string real_holder() { return server_.text({"GET", "k"}); }
@@ -118,20 +118,20 @@ TEST_CASE("a simulated server answers as a real one, whatever it is asked", "[re
             if (event <= 1) continue;
             Request request{random.one_of({Verb::acquire, Verb::extend, Verb::release}), "k", tokens[random.bits() % 3],
                             Millis{random.between(60'000, 600'000)}, TimePoint{}};
-            request.fenced = request.verb == Verb::acquire && random.chance(0.7);
+            request.fencing = request.verb == Verb::acquire && random.chance(0.7);
             const bool writes = request.verb == Verb::extend && real_fence > 0 && random.chance(0.5);
-            if (writes) request.fence = std::max(model_fence, real_fence) + far_ahead;
+            if (writes) request.fencing_token = std::max(model_fence, real_fence) + far_ahead;
             const auto [model, real] = twins.ask(request);
             ++answers[static_cast<int>(real.verdict)];
-            if (real.fence > 0) {
-                CHECK(model.fence > model_fence);
-                CHECK(real.fence > real_fence);
-                if (are_ahead) CHECK(model.fence == real.fence);
-                model_fence = model.fence;
-                real_fence = real.fence;
+            if (real.fencing_token > 0) {
+                CHECK(model.fencing_token > model_fence);
+                CHECK(real.fencing_token > real_fence);
+                if (are_ahead) CHECK(model.fencing_token == real.fencing_token);
+                model_fence = model.fencing_token;
+                real_fence = real.fencing_token;
             }
             if (writes && real.verdict == Verdict::yes) {
-                model_fence = real_fence = request.fence;
+                model_fence = real_fence = request.fencing_token;
                 are_ahead = true;
             }
             REQUIRE(twins.model_holder() == twins.real_holder());

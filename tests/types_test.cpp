@@ -31,9 +31,9 @@ TEST_CASE("a moment that would lie beyond the end of time is the end of time", "
 }
 
 TEST_CASE("the answer time-out follows the ttl, whenever that is set, and is a second at most", "[types]") {
-    CHECK(Options{.ttl = 305ms}.answers_within() == 99ms);
-    CHECK(Options{.ttl = 60s}.answers_within() == 1s);
-    CHECK(Options{.ttl = 300ms, .answer_timeout = 7ms}.answers_within() == 7ms);
+    CHECK(Options{.ttl = 305ms}.effective_request_timeout() == 99ms);
+    CHECK(Options{.ttl = 60s}.effective_request_timeout() == 1s);
+    CHECK(Options{.ttl = 300ms, .request_timeout = 7ms}.effective_request_timeout() == 7ms);
     Options options;
     options.ttl = 500ms;
     CHECK_NOTHROW(detail::check(options));
@@ -60,12 +60,12 @@ TEST_CASE("an option out of its bounds is refused with its value and the bound",
         {{.ttl = days}, "ttl is 90000000 ms", "86400000 ms"},
         {{.ttl = Millis::max()}, "ttl is 9223372036854775807 ms", "86400000 ms"},
         {{.ttl = Millis::min()}, "ttl is -9223372036854775808 ms", "86400000 ms"},
-        {{.ttl = 1s, .answer_timeout = 0ms}, "answer_timeout is 0 ms", "1 ms to less than 988 ms"},
-        {{.ttl = 1s, .answer_timeout = 988ms}, "answer_timeout is 988 ms", "less than 988 ms"},
+        {{.ttl = 1s, .request_timeout = 0ms}, "request_timeout is 0 ms", "1 ms to less than 988 ms"},
+        {{.ttl = 1s, .request_timeout = 988ms}, "request_timeout is 988 ms", "less than 988 ms"},
         {{.ttl = 1s, .drift = -0.1}, "drift is -0.1", "0 to 0.5"},
         {{.ttl = 1s, .drift = 0.51}, "drift is 0.51", "0 to 0.5"},
         {{.ttl = 1s, .drift = std::numeric_limits<double>::quiet_NaN()}, "drift is", "0 to 0.5"},
-        {{.ttl = 1s, .longest_pause = 0ms}, "longest_pause is 0 ms", "1 ms to 3600000 ms"},
+        {{.ttl = 1s, .max_retry_delay = 0ms}, "max_retry_delay is 0 ms", "1 ms to 3600000 ms"},
     };
     for (const Row& row : rows) {
         try {
@@ -78,7 +78,7 @@ TEST_CASE("an option out of its bounds is refused with its value and the bound",
     }
     CHECK_NOTHROW(detail::check({.ttl = 10ms}));
     CHECK_NOTHROW(detail::check({.ttl = 24h}));
-    CHECK_NOTHROW(detail::check({.ttl = 1s, .answer_timeout = 987ms}));
+    CHECK_NOTHROW(detail::check({.ttl = 1s, .request_timeout = 987ms}));
 }
 
 TEST_CASE("an empty key and one of 600 MB are refused, and every byte may stand in one", "[types]") {

@@ -25,8 +25,8 @@ using test::Peer;
 
 namespace {
 
-constexpr Options looks_seldom{.ttl = 60s, .answer_timeout = 20s};
-constexpr Options looks_often{.ttl = 60s, .answer_timeout = 400ms};
+constexpr Options looks_seldom{.ttl = 60s, .request_timeout = 20s};
+constexpr Options looks_often{.ttl = 60s, .request_timeout = 400ms};
 constexpr auto quick = 5s; // on a machine that is busy with other tests
 constexpr auto generous = 30s;
 
@@ -179,7 +179,7 @@ TEST_CASE("a turn that nobody takes is one, goes by itself, and wakes one waiter
 TEST_CASE("a lease that expires is followed by the first waiter, though nobody hands it on", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
-    RedisLock dead{redis, "k", {.ttl = 600ms, .renew = false, .answer_timeout = 500ms}};
+    RedisLock dead{redis, "k", {.ttl = 600ms, .renew = false, .request_timeout = 500ms}};
     Waiters waiters{server, redis, looks_seldom};
     waiters.add(4);
     const TimePoint end = now() + dead.remaining();
@@ -209,7 +209,7 @@ TEST_CASE("a client that knows no waiters delays them by no more than their next
 TEST_CASE("whatever befalls the server, of 32 waiters none is lost, and nothing is left", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.tcp_uri()};
-    const Options options{.ttl = 60s, .answer_timeout = 5s}; // to ride out a restart
+    const Options options{.ttl = 60s, .request_timeout = 5s}; // to ride out a restart
     auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", options);
     Waiters waiters{server, redis, options};
     waiters.add(32);
@@ -249,10 +249,10 @@ TEST_CASE("a user who may not stand in line polls, and his releases are as good"
     for (std::string word; words >> word;) rule.push_back(word);
     server.command(rule);
     Redis poor{"unix://poor:p@" + server.socket_path()}, redis{server.unix_uri()};
-    const Options options{.ttl = 60s, .answer_timeout = 1s, .longest_pause = 20ms};
+    const Options options{.ttl = 60s, .request_timeout = 1s, .max_retry_delay = 20ms};
     for (const bool confirm : {true, false}) {
         auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", options);
-        RedisLock waiter{poor, "k", {.ttl = 60s, .answer_timeout = 1s, .confirm_release = confirm}, std::defer_lock};
+        RedisLock waiter{poor, "k", {.ttl = 60s, .request_timeout = 1s, .confirm_release = confirm}, std::defer_lock};
         CHECK_FALSE(waiter.try_lock_for(50ms));
         CHECK(server.blocked_clients() == 0);
         std::thread other{[&] { waiter.lock(); }};
@@ -284,14 +284,14 @@ TEST_CASE("a waiter whom something else keeps from the line polls for as long", 
     const TimePoint start = now();
     CHECK(waiter.try_lock_for(20s));
     CHECK(now() < start + quick);
-    CHECK(waiter.unlock() == Unlocked::confirmed);
+    CHECK(waiter.unlock() == Outcome::confirmed);
 }
 
 TEST_CASE("a server with no room for another connection keeps its waiters", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri(), {.idle_connections = 0}};
     RedisLock holder{redis, "k", 60s};
-    Waiters waiters{server, redis, {.ttl = 60s, .answer_timeout = 4s}};
+    Waiters waiters{server, redis, {.ttl = 60s, .request_timeout = 4s}};
     waiters.add(2);
     server.command({"CONFIG", "SET", "maxclients", "3"});                                // they and we
     wait_until([&] { return server.statistic("stats", "rejected_connections:") >= 4; }); // two looks of each
@@ -343,9 +343,9 @@ TEST_CASE("a wait on a server that falls silent ends with an error, or in its ti
     CHECK_FALSE(waiter.try_lock_for(300ms)); // as far as it knows
     stops.join();
     server.go_on();
-    CHECK(holder.unlock() == Unlocked::confirmed);
+    CHECK(holder.unlock() == Outcome::confirmed);
     CHECK(waiter.try_lock_for(quick)); // and not for its own ghost
-    CHECK(waiter.unlock() == Unlocked::confirmed);
+    CHECK(waiter.unlock() == Outcome::confirmed);
     CHECK(leaves_nothing(server));
 }
 
@@ -355,7 +355,7 @@ TEST_CASE("who waits on a server that dies is told why there is none to be had",
     const RedisLock holder{redis, "k", {.ttl = 60s, .renew = false}};
     Failure why;
     std::jthread waiting{[&] {
-        why = failure([&] { return RedisLock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 200ms}}; });
+        why = failure([&] { return RedisLock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = 200ms}}; });
     }};
     wait_until([&] { return server.blocked_clients() > 0; });
     server.kill();
@@ -404,7 +404,7 @@ TEST_CASE("a wait ends when a stop is requested, and what it may still be grante
             wait_until([&] { return calls(server, "pttl") > 3; });
             stop.request_stop();
         }};
-        RedisLock polling{redis, "k", {.ttl = 60s, .answer_timeout = 20s, .longest_pause = 1h}, std::defer_lock};
+        RedisLock polling{redis, "k", {.ttl = 60s, .request_timeout = 20s, .max_retry_delay = 1h}, std::defer_lock};
         CHECK_FALSE(polling.lock(stop.get_token()));
         stops.join();
         server.command({"ACL", "SETUSER", "default", "+@all"});
@@ -461,7 +461,7 @@ TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the
         held += got;
         ahead = got ? 2 * ahead + 1us : ahead / 2;
         REQUIRE(ahead < 1s);
-        if (got) REQUIRE(waiter.unlock() == Unlocked::confirmed);
+        if (got) REQUIRE(waiter.unlock() == Outcome::confirmed);
         RedisLock next{redis, "k", looks_seldom, std::defer_lock};
         REQUIRE(next.try_lock_for(quick));
     }
@@ -475,7 +475,7 @@ TEST_CASE("the shortest leases are waited for as well", "[redis][waiting]") {
     test::RedisServer server;
     std::atomic<int> waited{0};
     const auto acquired = [](void* context, const Observer::Acquired& event) noexcept {
-        *static_cast<std::atomic<int>*>(context) += event.tries > 1;
+        *static_cast<std::atomic<int>*>(context) += event.attempts > 1;
     };
     const Observer observer{.context = &waited, .acquired = acquired};
     Redis redis{server.unix_uri()};
@@ -499,14 +499,14 @@ TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster
     wait_until([&] { return server.text({"CLUSTER", "INFO"}).find("cluster_state:ok") != std::string::npos; });
     Redis redis{server.unix_uri()};
     for (const std::string key : {"k", "{tag}k", "k{tag}:x", "{k", "a}b", "{}k", "}{", "{a{b}"}) {
-        const detail::Companions companions{key};
+        const detail::AuxiliaryKeys auxiliary_keys{key};
         const auto slot = [&](const std::string& name) { return server.integer({"CLUSTER", "KEYSLOT", name}); };
-        CHECK(companions.waiting != companions.turn);
+        CHECK(auxiliary_keys.waiting != auxiliary_keys.turn);
         const bool hopeless = key.find('}') != key.npos && key.find("{tag}") == key.npos && key != "{a{b}";
         INFO(key);
         if (!hopeless) {
-            CHECK(slot(companions.waiting) == slot(key));
-            CHECK(slot(companions.turn) == slot(key));
+            CHECK(slot(auxiliary_keys.waiting) == slot(key));
+            CHECK(slot(auxiliary_keys.turn) == slot(key));
         }
         RedisLock holder{redis, key, looks_seldom}, waiter{redis, key, looks_seldom, std::defer_lock};
         CHECK_FALSE(waiter.try_lock_for(20ms));
@@ -514,7 +514,7 @@ TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster
         if (!hopeless) wait_until([&] { return server.blocked_clients() == 1; });
         holder.unlock();
         waits.join();
-        CHECK(waiter.unlock() == Unlocked::confirmed);
+        CHECK(waiter.unlock() == Outcome::confirmed);
     }
 }
 
@@ -530,7 +530,7 @@ TEST_CASE("a turn that comes after we gave up is undone, also where a new connec
         Redis redis{has_to ? "unix://:secret@" + server.socket_path() + "?db=1" : server.unix_uri()};
         server.command({"SET", "k", "dead", "PX", "300"});
         {
-            RedisLock waiter{redis, "k", {.ttl = 60s, .answer_timeout = 400ms}, std::defer_lock};
+            RedisLock waiter{redis, "k", {.ttl = 60s, .request_timeout = 400ms}, std::defer_lock};
             std::thread stops{[&] {
                 wait_until([&] { return server.blocked_clients() == 1; });
                 server.stop();
@@ -544,15 +544,15 @@ TEST_CASE("a turn that comes after we gave up is undone, also where a new connec
     }
 }
 
-TEST_CASE("no two keys have companions in common, and one key's trouble with them is not another's",
+TEST_CASE("no two keys have auxiliary_keys in common, and one key's trouble with them is not another's",
           "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     std::set<std::string> names;
     const std::vector<std::string> keys{"k", "{k}", "{k}x", "{", "}", "{}", "{{}}", "{{}", "{}}", "k}", "{k"};
     for (const std::string& key : keys) {
-        const detail::Companions companions{key};
-        names.insert({companions.waiting, companions.turn, companions.given});
+        const detail::AuxiliaryKeys auxiliary_keys{key};
+        names.insert({auxiliary_keys.waiting, auxiliary_keys.turn, auxiliary_keys.given});
     }
     CHECK(names.size() == 3 * keys.size());
     server.command({"SET", "{bad}:redislock:turn", "somebody else's"});
@@ -582,8 +582,8 @@ TEST_CASE("a server with no room for another connection, whose holder dies, lets
 
 namespace {
 
-constexpr Millis answer_timeout{400};
-constexpr Options looks_over_others{.ttl = 60s, .renew = false, .answer_timeout = answer_timeout};
+constexpr Millis request_timeout{400};
+constexpr Options looks_over_others{.ttl = 60s, .renew = false, .request_timeout = request_timeout};
 
 /// Whoever tries to open another descriptor in this process fails, but for as many as are spared.
 class NoDescriptors {
@@ -642,7 +642,7 @@ TEST_CASE("a waiter on a server that has room for him alone is served at the rel
         wait_until([&] { return blocked_for(server) >= 2; });
     }
     const TimePoint start = now();
-    CHECK(holder.unlock() == Unlocked::confirmed);
+    CHECK(holder.unlock() == Outcome::confirmed);
     waiters.join();
     CHECK(waiters.failures == 0);
     CHECK(waiters.order().size() == 1);
@@ -662,7 +662,7 @@ TEST_CASE("a waiter whose process has no other descriptor is served at the relea
     const long long first = accepted(server);
     wait_until([&] { return accepted(server) == first + 1 && server.blocked_clients() == 1; });
     const TimePoint start = now();
-    CHECK(holder.unlock() == Unlocked::confirmed);
+    CHECK(holder.unlock() == Outcome::confirmed);
     waiters.join();
     CHECK(waiters.failures == 0);
     CHECK(waiters.order().size() == 1);
@@ -684,7 +684,7 @@ TEST_CASE("a waiter who can reach nobody is told within three answer time-outs, 
     proxy.drop_newcomers();
     waiting.join();
     CHECK(why.code == Errc::unreachable);
-    CHECK(now() < start + 3 * answer_timeout + quick);
+    CHECK(now() < start + 3 * request_timeout + quick);
 }
 
 TEST_CASE("a turn, and a stop, are heard while a look over another connection is not answered", "[waiting]") {
@@ -719,7 +719,7 @@ TEST_CASE("a turn, and a stop, are heard while a look over another connection is
     CHECK(lock.lock(stop.get_token()) == !stops);
     CHECK(now() < start + quick);
     if (!stops) {
-        CHECK(lock.unlock() == Unlocked::confirmed);
+        CHECK(lock.unlock() == Outcome::confirmed);
         CHECK(fake.connections() == 2); // the one that was looked over is as good as before, for all that we know
     }
 }
@@ -740,11 +740,11 @@ TEST_CASE("false is that somebody held the key, though the server hangs at the e
         peer.wait_for_the_end();
     }};
     SECTION("before the last answer") {}
-    SECTION("and does not answer a look either") { options.answer_timeout = 200ms; }
+    SECTION("and does not answer a look either") { options.request_timeout = 200ms; }
     Redis redis{fake.unix_uri(), {.client_name = ""}};
     RedisLock lock{redis, "k", options, std::defer_lock};
     REQUIRE(lock.try_lock_for(20s)); // after a wait, so that the next one begins with standing in line
-    REQUIRE(lock.unlock() == Unlocked::confirmed);
+    REQUIRE(lock.unlock() == Outcome::confirmed);
     bool got = true;
     CHECK_FALSE(failure([&] { got = lock.try_lock_for(400ms); }));
     CHECK_FALSE(got);
@@ -756,7 +756,7 @@ TEST_CASE("a wait that ends costs no connection, though answers take now a short
     test::Proxy proxy{server.socket_path()};
     Redis redis{proxy.uri()};
     server.command({"SET", "k", "a holder"});
-    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 20s}, std::defer_lock};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = 20s}, std::defer_lock};
     constexpr int rounds = 40;
     const Millis late[] = {1ms, 25ms, 5ms, 15ms};
     const long long before = accepted(server);
@@ -788,7 +788,7 @@ TEST_CASE("a key that goes from one short lease to the next is not taken for a t
         }
     }};
     Redis redis{fake.unix_uri(), {.client_name = ""}};
-    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .answer_timeout = 1s}, std::defer_lock};
+    RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = 1s}, std::defer_lock};
     CHECK_FALSE(failure([&] { lock.lock(); }));
     CHECK(lock.owns_lock());
     CHECK(fake.connections() == 2);

@@ -29,8 +29,8 @@ constexpr std::size_t stride = 1;
 #endif
 
 constexpr Millis enough{5'000}; // for whatever is not held up
-constexpr Options plain{.ttl = 20s, .renew = false, .answer_timeout = 25ms};
-constexpr Options numbered{.ttl = 20s, .renew = false, .answer_timeout = 25ms, .fenced = true};
+constexpr Options plain{.ttl = 20s, .renew = false, .request_timeout = 25ms};
+constexpr Options numbered{.ttl = 20s, .renew = false, .request_timeout = 25ms, .fencing = true};
 constexpr Millis delay{3}, ample{2'000}; // what comes so late is in time for him who has ample time
 
 bool within(Millis limit, const std::function<bool()>& is_so) {
@@ -127,7 +127,7 @@ public:
         const auto once = [&](const Case& what) {
             case_ = what;
             options_ = options;
-            if (case_.is_harmless()) options_.answer_timeout = ample;
+            if (case_.is_harmless()) options_.request_timeout = ample;
             char key[16];
             std::snprintf(key, sizeof key, "k%06u",
                           ++keys_); // each as long as the others, so that bytes are where they were
@@ -244,7 +244,7 @@ private:
     };
 
     void warm_up(Place& place) {
-        Lock lock{place, "warm" + std::to_string(keys_), {.ttl = 20s, .renew = false, .fenced = options_.fenced}};
+        Lock lock{place, "warm" + std::to_string(keys_), {.ttl = 20s, .renew = false, .fencing = options_.fencing}};
         static_cast<void>(lock.extend(20s)); // with the time-out that is usual: a busy machine is no fault
     }
 
@@ -303,13 +303,13 @@ void sweep_all(Wire<Place>& wire) {
     sweep.run("inspect", plain, false, lock_it, [&](Place& place, Lock& lock) {
         std::optional<Holder> holder;
         const Failure why =
-            test::failure([&] { return holder = inspect(place, lock.key(), sweep.options().answer_timeout.value()); });
+            test::failure([&] { return holder = inspect(place, lock.key(), sweep.options().request_timeout.value()); });
         if (sweep.is_harmless()) CHECK(!why);
         if (!sweep.lies() && !why) CHECK((holder && holder->token() == lock.token()));
     });
     sweep.run("force_unlock", plain, false, lock_it, [&](Place& place, Lock& lock) {
         const std::string key{lock.key()};
-        sweep.judge_released(key, force_unlock(place, key, lock.detach(), sweep.options().answer_timeout.value()));
+        sweep.judge_released(key, force_unlock(place, key, lock.detach(), sweep.options().request_timeout.value()));
     });
 }
 

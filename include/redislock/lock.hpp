@@ -1,5 +1,5 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
-/// How a lease is kept is the backend's affair, how it is asked for the Claim's, and whether it still is one the Lease judges.
+/// How a lease is kept is the backend's affair, how it is asked for the Acquisition's, and whether it still is one the Lease judges.
 /// tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -42,8 +42,8 @@ public:
         detail::check(options);
         detail::check_ttl(backend, options.ttl);
         if constexpr (!FencingBackend<B>)
-            if (options.fenced || options.min_replicas > 0)
-                detail::refuse("fenced or min_replicas", "set", "neither over this backend");
+            if (options.fencing || options.min_replicas > 0)
+                detail::refuse("fencing or min_replicas", "set", "neither over this backend");
         state_ = std::make_shared<State>(backend, std::string{key}, options);
     }
 
@@ -114,8 +114,8 @@ public:
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
-    /// outcome leaves no lock held. Blocks for at most the answer time-out; tries again while there is trouble.
-    Unlocked unlock() noexcept { return let_go(true); }
+    /// outcome leaves no lock held. Blocks for at most the answer time-out; attempts again while there is trouble.
+    Outcome unlock() noexcept { return let_go(true); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
@@ -168,7 +168,7 @@ public:
     /// goes with its ttl. Nil if the lock wasn't held. Sends nothing.
     [[nodiscard]] Token detach() noexcept {
         const Token token = this->token();
-        if (holding()) {
+        if (is_ours()) {
             unshare(*state_);
             state_->lease = Lease{state_->options};
         }
@@ -176,24 +176,24 @@ public:
     }
 
     /// Whether the lease can be used at this moment: the clock is asked, and nothing and nobody else. Some 40 ns.
-    [[nodiscard]] bool owns_lock() const noexcept { return holding() && state_->held(state_->backend.now()); }
+    [[nodiscard]] bool owns_lock() const noexcept { return is_ours() && state_->held(state_->backend.now()); }
     explicit operator bool() const noexcept { return owns_lock(); }
 
     /// What is left of the lease, rounded down; zero if it isn't held. lost() may come sooner: see there.
     [[nodiscard]] Millis remaining() const noexcept {
-        return holding() ? state_->remaining(state_->backend.now()) : Millis::zero();
+        return is_ours() ? state_->remaining(state_->backend.now()) : Millis::zero();
     }
 
     /// The proof of ownership; nil if the lock isn't held.
-    [[nodiscard]] Token token() const noexcept { return holding() ? state_->token(state_->backend.now()) : Token{}; }
+    [[nodiscard]] Token token() const noexcept { return is_ours() ? state_->token(state_->backend.now()) : Token{}; }
 
     /// The number of this grant, greater than that of every earlier grant of the key: for the resource to refuse whoever comes
     /// with a smaller one than it has seen. 0 if the lease isn't held, or was adopted: its number is the giver's. Throws EPERM
-    /// if the lock was made without Options::fenced.
-    [[nodiscard]] std::uint64_t fence() const requires FencingBackend<B> {
-        if (!state_ || !state_->options.fenced)
+    /// if the lock was made without Options::fencing.
+    [[nodiscard]] std::uint64_t fencing_token() const requires FencingBackend<B> {
+        if (!state_ || !state_->options.fencing)
             raise({std::make_error_code(std::errc::operation_not_permitted), "the lock's grants are not numbered"});
-        return holding() ? state_->fence(state_->backend.now()) : 0;
+        return is_ours() ? state_->fencing_token(state_->backend.now()) : 0;
     }
 
     /// Empty if the object was moved from.
@@ -204,18 +204,18 @@ public:
 
 private:
     /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
-    struct State : detail::Claim<B> {
-        using detail::Claim<B>::Claim;
+    struct State : detail::Acquisition<B> {
+        using detail::Acquisition<B>::Acquisition;
         TimePoint granted{}; ///< when
         const detail::Generation generation = detail::generation();
     };
 
     /// In a forked child the parent's lease is none of ours.
-    bool holding() const noexcept { return state_ && state_->generation == detail::generation(); }
+    bool is_ours() const noexcept { return state_ && state_->generation == detail::generation(); }
 
     State& own() {
         if (!state_) raise({std::make_error_code(std::errc::operation_not_permitted), "the lock was moved from"});
-        if (!holding()) state_ = std::make_shared<State>(state_->backend, state_->key, state_->options);
+        if (!is_ours()) state_ = std::make_shared<State>(state_->backend, state_->key, state_->options);
         return *state_;
     }
 
@@ -227,8 +227,8 @@ private:
             state.complain(
                 {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
         unshare(state);
-        const unsigned tries = state.acquire(started, give_up, stop);
-        return tries > 0 && granted(state, started, tries);
+        const unsigned attempts = state.acquire(started, give_up, stop);
+        return attempts > 0 && granted(state, started, attempts);
     }
 
     void adopt(const Token& token) {
@@ -240,12 +240,13 @@ private:
     }
 
     /// A lease that can't be renewed as it was promised is none.
-    bool granted(State& state, TimePoint started, unsigned tries) try {
+    bool granted(State& state, TimePoint started, unsigned attempts) try {
         const Options& options = state.options;
         state.granted = state.backend.now();
-        const std::uint64_t fence = state.lease.fence(state.granted);
+        const std::uint64_t fencing_token = state.lease.fencing_token(state.granted);
         if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share(state);
-        detail::tell(options.observer, &Observer::acquired, {state.key, state.granted - started, tries, fence});
+        detail::tell(options.observer, &Observer::acquired,
+                     {state.key, state.granted - started, attempts, fencing_token});
         return true;
     } catch (...) {
         let_go(false);
@@ -277,7 +278,7 @@ private:
     }
 
     Outcome let_go(bool wants_answer) noexcept try {
-        if (!holding()) return Outcome::not_held;
+        if (!is_ours()) return Outcome::not_held;
         const detail::Uncancelled call;
         State& state = *state_;
         unshare(state);

@@ -38,7 +38,7 @@ public:
     Memory& operator=(const Memory&) = delete;
     ~Memory() { at_the_end_.begin(); }
 
-    static constexpr bool numbers_grants = true;
+    static constexpr bool has_fencing_tokens = true;
 
     TimePoint now() const noexcept {
         const std::lock_guard guard{mutex_};
@@ -89,16 +89,16 @@ public:
     }
 
     /// Simulated: renewals are due, and losses told, as the time moves on, in the thread that moves it.
-    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
-        if (real_) return renewers_.keep(holding, when, *this);
+    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
+        if (real_) return renewers_.keep(held_lease, when, *this);
         const std::lock_guard guard{mutex_};
-        holding->due = when;
-        if (std::find(kept_.begin(), kept_.end(), holding) == kept_.end()) kept_.push_back(holding);
+        held_lease->due = when;
+        if (std::find(kept_.begin(), kept_.end(), held_lease) == kept_.end()) kept_.push_back(held_lease);
     }
-    void drop(detail::Holding& holding) noexcept {
-        if (real_) return renewers_.drop(holding);
+    void drop(detail::HeldLease& held_lease) noexcept {
+        if (real_) return renewers_.drop(held_lease);
         const std::lock_guard guard{mutex_};
-        std::erase_if(kept_, [&](const auto& other) { return other.get() == &holding; });
+        std::erase_if(kept_, [&](const auto& other) { return other.get() == &held_lease; });
     }
 
     /// How many stand in line for the key.
@@ -229,37 +229,37 @@ private:
 
     /// Takes those steps of the holders that are due by then, each at its time.
     void keep_until(std::unique_lock<std::mutex>& guard, TimePoint end) {
-        using Act = detail::Holding::Step::Act;
+        using Act = detail::HeldLease::Step::Act;
         for (;;) {
             const auto first = std::min_element(kept_.begin(), kept_.end(),
                                                 [](const auto& a, const auto& b) { return a->due < b->due; });
             if (first == kept_.end() || (*first)->due > end) return;
-            const std::shared_ptr<detail::Holding> holding = *first;
-            simulated_ = std::max(simulated_, holding->due);
-            const detail::Holding::Step step = holding->step(simulated_);
-            holding->due = step.next;
-            if (holding->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), holding));
+            const std::shared_ptr<detail::HeldLease> held_lease = *first;
+            simulated_ = std::max(simulated_, held_lease->due);
+            const detail::HeldLease::Step step = held_lease->step(simulated_);
+            held_lease->due = step.next;
+            if (held_lease->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), held_lease));
             const TimePoint moment = simulated_;
             guard.unlock(); // observers and callbacks may do what they like
             if (step.act == Act::renew) {
-                const detail::Renewal renewal{holding, step.token, moment, step.deadline};
+                const detail::Renewal renewal{held_lease, step.token, moment, step.deadline};
                 const Answer answer = this->renewed(renewal.request());
-                const auto renewed = holding->answered(step.token, answer, moment, moment);
-                if (renewed) holding->tell(*renewed, answer, {});
-                if (renewed) keep_again(*holding, renewed->next);
+                const auto renewed = held_lease->answered(step.token, answer, moment, moment);
+                if (renewed) held_lease->tell(*renewed, answer, {});
+                if (renewed) keep_again(*held_lease, renewed->next);
             } else if (step.act == Act::tell) {
-                detail::Message{holding, step}.tell();
+                detail::Message{held_lease, step}.tell();
             }
             guard.lock();
         }
     }
 
     /// Unless it was dropped meanwhile.
-    void keep_again(detail::Holding& holding, TimePoint when) {
+    void keep_again(detail::HeldLease& held_lease, TimePoint when) {
         const std::lock_guard guard{mutex_};
         const auto kept =
-            std::find_if(kept_.begin(), kept_.end(), [&](const auto& one) { return one.get() == &holding; });
-        if (kept != kept_.end()) holding.due = when;
+            std::find_if(kept_.begin(), kept_.end(), [&](const auto& one) { return one.get() == &held_lease; });
+        if (kept != kept_.end()) held_lease.due = when;
     }
 
     Answer renewed(const Request& request) {
@@ -322,7 +322,7 @@ private:
     Millis delay_{0};
     TimePoint::duration latency_{0};
     std::uint64_t tokens_ = 0;
-    std::vector<std::shared_ptr<detail::Holding>> kept_;
+    std::vector<std::shared_ptr<detail::HeldLease>> kept_;
     detail::Renewers<Port> renewers_; ///< in real time
 };
 

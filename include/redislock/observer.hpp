@@ -42,9 +42,9 @@ struct Observer {
 
     struct Acquired {
         std::string_view key;
-        Span waited;         ///< from the call until it was held
-        unsigned tries;      ///< how many questions were asked, the last one included
-        std::uint64_t fence; ///< 0: the grant is not numbered
+        Span waited;                 ///< from the call until it was held
+        unsigned attempts;           ///< how many questions were asked, the last one included
+        std::uint64_t fencing_token; ///< 0: the grant is not numbered
     };
     struct Renewed {
         std::string_view key;

@@ -38,21 +38,21 @@ struct Options {
 
     /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
     /// before that is an error. At least 1 ms, and less than the usable lease. Not set: a third of that, 1 s at most.
-    std::optional<Millis> answer_timeout{};
+    std::optional<Millis> request_timeout{};
 
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
 
     /// Where a waiter can't stand in line for its turn, it asks again and again: the longest pause between two attempts,
     /// 1 ms to 1 h. Pauses are random, to scatter the waiters.
-    Millis longest_pause{50};
+    Millis max_retry_delay{50};
 
     /// False: the destructor writes the release and does not wait for its answer. Faster; but if the server or the
     /// connection fails just then, nobody learns that the key stays until its ttl has run out.
     bool confirm_release = true;
 
-    /// Whether each grant is numbered, for RedisLock::fence(). A lock that is free costs a script instead of a SET then.
-    bool fenced = false;
+    /// Whether each grant is numbered, for RedisLock::fencing_token(). A lock that is free costs a script instead of a SET then.
+    bool fencing = false;
 
     /// How many replicas of the server must have a grant, and each extension of it, before it counts (WAIT): 0 to 100. A
     /// grant that too few have in time is undone, and is Errc::no_replicas when the answer time-out is over.
@@ -63,11 +63,13 @@ struct Options {
 
     /// What can be relied upon of a lease of `ttl`.
     Millis usable() const noexcept { return ttl - allowance(ttl, drift); }
-    Millis answers_within() const noexcept { return answer_timeout.value_or(std::min(usable() / 3, Millis{1'000})); }
+    Millis effective_request_timeout() const noexcept {
+        return request_timeout.value_or(std::min(usable() / 3, Millis{1'000}));
+    }
 
     /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out, but
     /// not more often than is any good.
-    Millis recheck() const noexcept { return std::max(answers_within() / 2, std::min(ttl / 2, Millis{10})); }
+    Millis recheck() const noexcept { return std::max(effective_request_timeout() / 2, std::min(ttl / 2, Millis{10})); }
 };
 
 namespace detail {
@@ -86,14 +88,14 @@ inline void check_ttl(Millis ttl) {
 inline void check(const Options& options) {
     check_ttl(options.ttl);
     if (!(options.drift >= 0 && options.drift <= 0.5)) refuse("drift", std::to_string(options.drift), "0 to 0.5");
-    if (options.answers_within() < Millis{1} || options.answers_within() >= options.usable())
-        refuse("answer_timeout", in_ms(options.answers_within()),
+    if (options.effective_request_timeout() < Millis{1} || options.effective_request_timeout() >= options.usable())
+        refuse("request_timeout", in_ms(options.effective_request_timeout()),
                "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
                    in_ms(options.ttl));
     if (options.max_hold && *options.max_hold < Millis{1}) refuse("max_hold", in_ms(*options.max_hold), "1 ms or more");
     if (options.min_replicas > 100) refuse("min_replicas", std::to_string(options.min_replicas), "0 to 100");
-    if (options.longest_pause < Millis{1} || options.longest_pause > std::chrono::hours{1})
-        refuse("longest_pause", in_ms(options.longest_pause), "1 ms to 3600000 ms");
+    if (options.max_retry_delay < Millis{1} || options.max_retry_delay > std::chrono::hours{1})
+        refuse("max_retry_delay", in_ms(options.max_retry_delay), "1 ms to 3600000 ms");
 }
 
 inline constexpr std::size_t longest_key = 512;

@@ -20,8 +20,6 @@ enum class Outcome {
     not_held,  ///< there was no lease; an unlock() undoes what an attempt may have left behind
 };
 
-using Unlocked = Outcome;
-
 /// The name of the enumerator.
 constexpr std::string_view to_string(Outcome outcome) noexcept {
     switch (outcome) {

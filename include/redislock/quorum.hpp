@@ -1,9 +1,9 @@
 /// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo, redis.io/docs/latest/develop/use/patterns/
-/// distributed-locks), with all servers asked at once. How they are asked is the Party's affair, how votes are counted the Ballot's, and
+/// distributed-locks), with all servers asked at once. How they are asked is the FanOut's affair, how votes are counted the VoteCount's, and
 /// what a lease is worth the Lease judges, counting from the asking, as of a single server.
 ///
 /// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
-/// or listens to lost(), before it acts, and a pause between that and the act is fenced; and a server that comes back without its memory
+/// or listens to lost(), before it acts, and a pause between that and the act is fencing; and a server that comes back without its memory
 /// stays away for the longest ttl, for else its vote is given twice. A majority of the servers must be right in this, and no more.
 ///
 /// Fences: each server numbers its own grants, rising; the grant's number is the highest one among a majority that granted it, and
@@ -32,29 +32,29 @@ class QuorumPort {
 public:
     using Engine = typename Node::Engine;
 
-    explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, ways_{nodes} {}
+    explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, channels_{nodes} {}
 
     void send(Renewal renewal) {
-        const unsigned replicas = renewal.holding->options.min_replicas;
+        const unsigned replicas = renewal.held_lease->options.min_replicas;
         const auto vote = std::make_shared<Vote>(static_cast<unsigned>(nodes_), std::move(renewal), answered_);
-        for (std::size_t n = 0; n < nodes_; ++n) ways_.to(n, replicas).send(vote, n);
+        for (std::size_t n = 0; n < nodes_; ++n) channels_.to(n, replicas).send(vote, n);
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Way& way : ways_.all) way.advance(now);
+        for (Way& way : channels_.all) way.advance(now);
         for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
 
-    TimePoint due() const noexcept { return ways_.due(); }
-    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
+    TimePoint due() const noexcept { return channels_.due(); }
+    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
 
 private:
     using Way = typename Node::Link;
 
-    struct Vote final : Ballot {
+    struct Vote final : VoteCount {
         Vote(unsigned nodes, Renewal of, std::shared_ptr<AnsweredRenewals> into)
-            : Ballot{nodes, of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
+            : VoteCount{nodes, of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
         const Renewal renewal;
         const std::shared_ptr<AnsweredRenewals> answers;
         bool is_told = false;
@@ -67,7 +67,7 @@ private:
 
     const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
     const std::size_t nodes_;
-    Ways<Way, Node> ways_;
+    RenewalChannels<Way, Node> channels_;
 };
 
 } // namespace detail
@@ -76,7 +76,7 @@ private:
 /// Engine has the clock and the threads, as System has.
 // clang-format off
 template <class Node>
-concept Voter = requires(Node& node, std::string_view key, Deadline until, Holder& holder) {
+concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, Holder& holder) {
     typename Node::Engine;
     typename Node::Link;
     { node.name() } -> std::convertible_to<std::string>;
@@ -91,14 +91,14 @@ concept Voter = requires(Node& node, std::string_view key, Deadline until, Holde
 /// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
 /// vote, and is asked again ever more seldom, up to every second. A release to one that may have the key is waited for until it is sent, up
 /// to the answer time-out where a connection has to be made first.
-template <Voter Node>
+template <QuorumNode Node>
 class Quorum {
 public:
     /// Throws Errc::bad_option for an even number of servers, more than 15, one that is named twice, or a null pointer.
     template <std::same_as<Node>... More>
     explicit Quorum(Node& first, More&... more) : Quorum{std::vector<Node*>{&first, &more...}} {}
 
-    explicit Quorum(std::vector<Node*> nodes) : electorate_{std::move(nodes)} {
+    explicit Quorum(std::vector<Node*> nodes) : node_set_{std::move(nodes)} {
         if (nodes_.size() % 2 == 0 || nodes_.size() > most)
             detail::refuse("the number of servers", std::to_string(nodes_.size()),
                            "an odd one, 1 to " + std::to_string(most));
@@ -113,7 +113,7 @@ public:
     Quorum& operator=(const Quorum&) = delete;
     ~Quorum() { at_the_end_.begin(); }
 
-    static constexpr bool numbers_grants = true;
+    static constexpr bool has_fencing_tokens = true;
 
     /// Throws Errc::bad_option for a ttl that one of its servers refuses.
     void check_ttl(Millis ttl) const {
@@ -127,31 +127,31 @@ public:
     /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands in line:
     /// an acquire that has patience learns at once what time the holder has left.
     Answer ask(const Request& request) {
-        std::unique_ptr<Party> party = take(request.token);
+        std::unique_ptr<FanOut> fan_out = take(request.token);
         Request question = request;
         const Deadline end = request.first_answer(now()); // else patience would be waited for
         question.deadline = request.wants_answer || end.at > now() ? end : in_its_own_time();
-        question.fence_step = std::chrono::seconds{1};
-        const auto ballot = party->vote(question, end);
-        Answer answer = request.wants_answer ? ballot->result() : Answer{Verdict::unknown};
+        question.fencing_step = std::chrono::seconds{1};
+        const auto votes = fan_out->vote(question, end);
+        Answer answer = request.wants_answer ? votes->result() : Answer{Verdict::unknown};
         if (request.verb == Verb::acquire) {
-            if (answer.verdict == Verdict::yes && request.fenced && !ballot->agrees_on_fence()) {
+            if (answer.verdict == Verdict::yes && request.fencing && !votes->agrees_on_fencing_token()) {
                 question.verb = Verb::extend;
-                question.fence = answer.fence;
-                const Answer written = party->vote(question, end)->result();
+                question.fencing_token = answer.fencing_token;
+                const Answer written = fan_out->vote(question, end)->result();
                 if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
             }
-            answer.nodes = ballot->may_have();
+            answer.nodes = votes->may_have();
             if (answer.verdict != Verdict::yes) {
                 question.verb = Verb::release;
                 question.nodes = answer.nodes;
                 question.replicas = 0;
                 question.wants_answer = false;
                 question.deadline = in_its_own_time();
-                party->vote(question, TimePoint{}); // behind the acquire, on the same connections
+                fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
-        give_back(std::move(party));
+        give_back(std::move(fan_out));
         return answer;
     }
 
@@ -187,33 +187,33 @@ public:
 
     /// The servers whose last answer to an acquire or a release was an error, or did not come: which error, and the server's name. A
     /// majority is enough for a lock, so that nothing else tells of the others. Thread-safe; asks nobody.
-    std::vector<Failure> troubles() const {
+    std::vector<Failure> node_errors() const {
         std::vector<Failure> all;
         for (std::size_t n = 0; n < nodes_.size(); ++n)
-            if (const Errc trouble = electorate_.health[n].trouble; trouble != Errc{})
+            if (const Errc trouble = node_set_.health[n].trouble; trouble != Errc{})
                 all.push_back({trouble, nodes_[n]->name()});
         return all;
     }
 
     /// Renewals travel on connections of their own, in a thread that is started with the first of them.
-    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
-        renewers_.keep(holding, when, nodes_);
+    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
+        renewers_.keep(held_lease, when, nodes_);
     }
-    void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
+    void drop(detail::HeldLease& held_lease) noexcept { renewers_.drop(held_lease); }
 
 private:
     static constexpr std::size_t most = 15;
     static constexpr unsigned most_late = 4; ///< parties that wait for somebody's answer to an acquire
 
-    using Party = detail::Party<Node>;
+    using FanOut = detail::FanOut<Node>;
 
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
-    /// The party that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
+    /// The fan_out that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
     /// the one that was used last.
-    std::unique_ptr<Party> take(const Token& token) {
-        std::unique_ptr<Party> party;
+    std::unique_ptr<FanOut> take(const Token& token) {
+        std::unique_ptr<FanOut> fan_out;
         {
             auto& [mutex, idle] = idle_.get();
             const std::lock_guard guard{mutex};
@@ -223,32 +223,32 @@ private:
                 for (chosen = idle.rbegin(); chosen != idle.rend() && !is_free(**chosen); ++chosen)
                     if (++late > most_late) (*chosen)->suspect_the_silent();
             if (chosen != idle.rend()) {
-                party = std::move(*chosen);
+                fan_out = std::move(*chosen);
                 idle.erase(std::next(chosen).base());
             }
         }
-        return party ? std::move(party) : std::make_unique<Party>(electorate_);
+        return fan_out ? std::move(fan_out) : std::make_unique<FanOut>(node_set_);
     }
 
-    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the party of its token.
-    static bool is_free(Party& party) {
-        if (party.is_owed()) party.advance();
-        return !party.is_owed();
+    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the fan_out of its token.
+    static bool is_free(FanOut& fan_out) {
+        if (fan_out.is_owed()) fan_out.advance();
+        return !fan_out.is_owed();
     }
 
-    void give_back(std::unique_ptr<Party> party) noexcept try {
+    void give_back(std::unique_ptr<FanOut> fan_out) noexcept try {
         constexpr std::ptrdiff_t most_idle = 16; // beside those that still wait for an answer
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
         const auto free = std::count_if(idle.begin(), idle.end(), [](const auto& one) { return !one->is_owed(); });
-        if (free < most_idle || party->is_owed()) idle.push_back(std::move(party));
+        if (free < most_idle || fan_out->is_owed()) idle.push_back(std::move(fan_out));
     } catch (...) { // no room for it: it's closed
     }
 
     detail::Uncancelled at_the_end_{std::defer_lock};
-    detail::Electorate<Node> electorate_;
-    const std::vector<Node*>& nodes_ = electorate_.nodes;
-    detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<Party>>>> idle_;
+    detail::NodeSet<Node> node_set_;
+    const std::vector<Node*>& nodes_ = node_set_.nodes;
+    detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<FanOut>>>> idle_;
     detail::Renewers<detail::QuorumPort<Node>> renewers_;
 };
 

@@ -36,19 +36,19 @@ class ServerPort {
 public:
     using Engine = System;
 
-    explicit ServerPort(const Server& server) : ways_{{&server}} {}
+    explicit ServerPort(const Server& server) : channels_{{&server}} {}
 
     void send(Renewal renewal) {
-        Channel& way = ways_.to(0, renewal.holding->options.min_replicas);
+        Channel& way = channels_.to(0, renewal.held_lease->options.min_replicas);
         way.send(std::make_shared<Extension>(std::move(renewal), answered_));
     }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Channel& way : ways_.all) way.advance(now);
+        for (Channel& way : channels_.all) way.advance(now);
         for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
-    TimePoint due() const noexcept { return ways_.due(); }
-    void wait(const Alarm& alarm) const { Channel::wait({TimePoint::max(), alarm.fd()}, ways_.all); }
+    TimePoint due() const noexcept { return channels_.due(); }
+    void wait(const Alarm& alarm) const { Channel::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
 
 private:
     struct Extension final : Question {
@@ -60,7 +60,7 @@ private:
     };
 
     const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
-    Ways<Channel, const Server> ways_;
+    RenewalChannels<Channel, const Server> channels_;
 };
 } // namespace detail
 
@@ -80,14 +80,14 @@ public:
 
     explicit Redis(Address address, RedisOptions options = {})
         : address_{std::move(address)}, options_{checked(std::move(options))},
-          server_{detail::resolve(address_), detail::Greeting{address_, options_.client_name, options_.restart_delay}} {
-    }
+          server_{detail::resolve(address_),
+                  detail::Handshake{address_, options_.client_name, options_.restart_delay}} {}
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
     ~Redis() { at_the_end_.begin(); }
 
-    static constexpr bool numbers_grants = true;
+    static constexpr bool has_fencing_tokens = true;
 
     /// For messages.
     std::string name() const { return address_.text(); }
@@ -130,10 +130,10 @@ public:
     }
 
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
-    void keep(const std::shared_ptr<detail::Holding>& holding, TimePoint when) {
-        renewers_.keep(holding, when, server_);
+    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
+        renewers_.keep(held_lease, when, server_);
     }
-    void drop(detail::Holding& holding) noexcept { renewers_.drop(holding); }
+    void drop(detail::HeldLease& held_lease) noexcept { renewers_.drop(held_lease); }
 
 private:
     using Channel = detail::Channel;
@@ -162,7 +162,7 @@ private:
     /// Until there is an answer, which the channel has at the latest by the question's deadline.
     void drive(AwaitedQuestion& question, Channel& channel, const Deadline& deadline) {
         const auto arrives = [&] { return channel.advance(now()), question.answer.has_value(); };
-        while (!arrives() && !channel.glance(arrives)) wait_for(channel, deadline);
+        while (!arrives() && !channel.spin_wait(arrives)) wait_for(channel, deadline);
     }
 
     void wait_for(Channel& channel, const Deadline& deadline) {
@@ -189,7 +189,7 @@ private:
         const Deadline& deadline = question.request.deadline;
         const auto arrives = [&] { return own.advance(now()), question.answer.has_value(); };
         std::optional<Look> look;
-        if (arrives() || own.glance(arrives)) return;
+        if (arrives() || own.spin_wait(arrives)) return;
         while (!arrives()) {
             if (!look && line.look_at() <= now()) {
                 if (!is_alone || is_time_to_try(question.request))

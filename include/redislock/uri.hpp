@@ -1,5 +1,5 @@
 /// Where a server is and who we are to it, as its URI says. It resolves no name and opens no connection.
-/// tests/address_test.cpp goes red if it is wrong.
+/// tests/uri_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "errors.hpp"

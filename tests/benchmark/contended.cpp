@@ -44,7 +44,7 @@ public:
     explicit ByLibrary(const std::string& uri) : redis_{uri} {}
     void lock() override { lock_.lock(); }
     void unlock() override {
-        if (lock_.unlock() != redislock::Unlocked::confirmed) throw std::runtime_error{"the release is not confirmed"};
+        if (lock_.unlock() != redislock::Outcome::confirmed) throw std::runtime_error{"the release is not confirmed"};
     }
 
 private:
@@ -117,7 +117,7 @@ public:
     }
 
 private:
-    const redislock::detail::Companions beside_{key};
+    const redislock::detail::AuxiliaryKeys beside_{key};
     const std::string announce_ = load(redislock::detail::announce_script);
     const std::string release_ = load(redislock::detail::release_script);
 };

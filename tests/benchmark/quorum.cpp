@@ -142,14 +142,14 @@ int main(int argc, char** argv) {
     std::vector<redislock::Redis*> all;
     for (test::RedisServer& server : servers) all.push_back(&redis.emplace_back(server.unix_uri()));
     redislock::Quorum quorum{all};
-    const redislock::Options options{.ttl = 10s, .renew = false}, fenced{.ttl = 10s, .renew = false, .fenced = true};
+    const redislock::Options options{.ttl = 10s, .renew = false}, fencing{.ttl = 10s, .renew = false, .fencing = true};
     ByHand by_hand{servers};
 
     std::vector<Contender> contenders;
     contenders.push_back({"by hand, all at once", [&] { by_hand.all_at_once(); }});
     contenders.push_back({"by hand, one after another", [&] { by_hand.one_after_another(); }});
     contenders.push_back({"RedisLock", [&] { redislock::RedisLock lock{quorum, key, options}; }});
-    contenders.push_back({"RedisLock, fenced", [&] { redislock::RedisLock lock{quorum, key, fenced}; }});
+    contenders.push_back({"RedisLock, fencing", [&] { redislock::RedisLock lock{quorum, key, fencing}; }});
     std::printf("%d repeats of %d cycles each\n", repeats, cycles);
     for (int i = 0; i < repeats; ++i)
         for (std::size_t j = 0; j < contenders.size(); ++j)

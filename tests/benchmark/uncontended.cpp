@@ -131,7 +131,7 @@ void measure(const char* transport, const std::string& uri, redisContext* contex
     contenders.push_back({"RedisLock, scoped and renewed", [&] { redislock::RedisLock lock{redis, key, 10s}; }});
     contenders.push_back({"RedisLock, kept", [&] {
                               kept.lock();
-                              if (kept.unlock() != redislock::Unlocked::confirmed) std::exit(1);
+                              if (kept.unlock() != redislock::Outcome::confirmed) std::exit(1);
                           }});
     contenders.push_back(
         {"RedisLock, confirm_release = false", [&] {

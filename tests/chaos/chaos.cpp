@@ -41,7 +41,7 @@ struct Findings {
 std::string sentence(const chaos::Grant& grant, chaos::Time since) {
     char text[160];
     std::snprintf(text, sizeof text, "key %d, worker %d, fence %llu, %.3f to %.3f ms", grant.key, grant.worker,
-                  static_cast<unsigned long long>(grant.fence), in_ms(grant.granted - since),
+                  static_cast<unsigned long long>(grant.fencing_token), in_ms(grant.granted - since),
                   in_ms(grant.believed_until() - since));
     return text;
 }

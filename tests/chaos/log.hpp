@@ -33,7 +33,7 @@ struct Grant {
     std::atomic<Time> owned{0};   ///< when owns_lock() was last seen to be true
     std::atomic<Time> until{0};   ///< how long it was to last then
     std::atomic<Time> ended{0};   ///< when the unlock was begun, or owns_lock() was seen to be false
-    std::uint64_t fence = 0;
+    std::uint64_t fencing_token = 0;
     int key = 0, worker = 0;
     char token[redislock::Token::digits] = {};
     std::atomic<int> guarded{0}, unguarded{0}; ///< additions to the two registers that were acknowledged

@@ -18,17 +18,17 @@ public:
     explicit Registers(const std::string& path) : context_{::redisConnectUnix(path.c_str()), &::redisFree} {}
 
     /// 1, or 0: the fence is an old one; -1: nobody knows.
-    int add_guarded(int key, std::uint64_t fence) {
+    int add_guarded(int key, std::uint64_t fencing_token) {
         static constexpr const char* script =
             "if tonumber(redis.call('GET', KEYS[1] .. 'fence') or 0) > tonumber(ARGV[1]) then return 0 end "
             "redis.call('SET', KEYS[1] .. 'fence', ARGV[1]) redis.call('INCR', KEYS[1] .. 'guarded') return 1";
-        return integer(call("EVAL %s 1 %d %llu", script, key, static_cast<unsigned long long>(fence)));
+        return integer(call("EVAL %s 1 %d %llu", script, key, static_cast<unsigned long long>(fencing_token)));
     }
 
     /// Read, and written back one higher, by whoever still owns the lock just before. Returns whether it was, and notes in `stale` if
     /// somebody had come with a later fence meanwhile.
     template <class Owns>
-    bool add_unguarded(int key, std::uint64_t fence, Owns owns, std::atomic<std::uint64_t>& stale) {
+    bool add_unguarded(int key, std::uint64_t fencing_token, Owns owns, std::atomic<std::uint64_t>& stale) {
         const long long value = unguarded(key);
         if (!owns()) return false;
         const test::Reply reply = call("EVAL %s 1 %d %lld %llu",
@@ -36,7 +36,7 @@ public:
                                        "local last = tonumber(redis.call('GET', KEYS[1] .. 'seen') or 0) "
                                        "if last > tonumber(ARGV[2]) then return 1 end "
                                        "redis.call('SET', KEYS[1] .. 'seen', ARGV[2]) return 0",
-                                       key, value + 1, static_cast<unsigned long long>(fence));
+                                       key, value + 1, static_cast<unsigned long long>(fencing_token));
         stale += integer(reply) == 1;
         return true;
     }
@@ -79,7 +79,7 @@ private:
     void turn() {
         constexpr Time ms = 1'000'000;
         const Millis ttl = some_ttl();
-        const redislock::Options options{.ttl = ttl, .renew = chance(0.7), .fenced = true};
+        const redislock::Options options{.ttl = ttl, .renew = chance(0.7), .fencing = true};
         const int key = static_cast<int>(between(0, keys_ - 1));
         Lock lock{place_, key_name(key), options, std::defer_lock};
         try {
@@ -96,7 +96,7 @@ private:
 
     void hold(Lock& lock, int key, Time span) {
         Grant& grant = log_.next();
-        grant.fence = lock.fence();
+        grant.fencing_token = lock.fencing_token();
         grant.key = key;
         grant.worker = number_;
         const redislock::Token token = lock.token();
@@ -113,10 +113,10 @@ private:
         if (!look()) return; // before we could look it was over: nobody has believed anything
         grant.granted = start;
         for (const Time end = start + span; look() && now() < end; pause(between(0, 500'000))) {
-            const int added = registers_.add_guarded(key, grant.fence);
+            const int added = registers_.add_guarded(key, grant.fencing_token);
             if (added == 1) ++grant.guarded;
             if (added == 0) ++log_.refused;
-            if (registers_.add_unguarded(key, grant.fence, look, log_.stale)) ++grant.unguarded;
+            if (registers_.add_unguarded(key, grant.fencing_token, look, log_.stale)) ++grant.unguarded;
             if (chance(0.02) && lock.extend(some_ttl()) == redislock::Outcome::confirmed) ++log_.extensions;
         }
         grant.ended = now();

@@ -3,6 +3,7 @@
 #include "fuzz.hpp"
 
 #include <redislock/detail/protocol/handshake.hpp>
+#include <redislock/detail/protocol/meaning.hpp>
 #include <redislock/detail/protocol/scripts.hpp>
 
 using namespace redislock;
@@ -23,7 +24,7 @@ std::optional<long long> integer_in(std::string_view bytes) {
 
 bool means_yes(const Request& request, std::string_view bytes) {
     if (request.verb != Verb::acquire) return bytes == ":1\r\n";
-    return bytes == "+OK\r\n" || (request.fenced && integer_in(bytes).value_or(0) > 0);
+    return bytes == "+OK\r\n" || (request.fencing && integer_in(bytes).value_or(0) > 0);
 }
 
 void judge(const Request& request, const detail::Reply& reply, std::string_view bytes) {
@@ -34,9 +35,9 @@ void judge(const Request& request, const detail::Reply& reply, std::string_view 
     claim((answer.verdict == Verdict::unknown) == not_understood, "unknown is what is not understood");
     claim(!not_understood || ends_connection(answer), "who is not understood is not asked again");
     claim(bytes.front() != '-' || answer.verdict == Verdict::no, "an error means no");
-    claim(answer.fence == (answer.verdict == Verdict::yes && request.fenced
-                               ? static_cast<std::uint64_t>(integer_in(bytes).value_or(0))
-                               : 0),
+    claim(answer.fencing_token == (answer.verdict == Verdict::yes && request.fencing
+                                       ? static_cast<std::uint64_t>(integer_in(bytes).value_or(0))
+                                       : 0),
           "the fence is the number in the reply");
     claim(bytes.front() != '-' || answer.why.detail.find(request.token.hex()) == std::string::npos,
           "of an error, which may repeat arguments, no token is kept");
@@ -47,9 +48,9 @@ void judge(const Request& request, const detail::Reply& reply, std::string_view 
     claim(!shortage(request, reply) == enough, "replicas are counted by a number alone");
 }
 
-void judge(const Greeting& greeting, const detail::Reply& reply, std::string_view bytes) {
-    for (std::size_t nth = 0; nth < greeting.awaited(); ++nth) {
-        const Failure objection = greeting.objection(nth, reply);
+void judge(const Handshake& handshake, const detail::Reply& reply, std::string_view bytes) {
+    for (std::size_t nth = 0; nth < handshake.awaited(); ++nth) {
+        const Failure objection = handshake.objection(nth, reply);
         claim(static_cast<bool>(objection) == (bytes.front() == '-'), "to an error there is an objection");
         claim(nth > 0 || objection.detail.empty(), "what is said to a password is not repeated");
     }
@@ -63,12 +64,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const Token token = Token::from_bits(0xfedc, 0xba98);
     Request request{static_cast<Verb>(flags % 3), "k", token, Millis{1000}, TimePoint::max()};
     request.patience = Millis{flags & 4 ? 10 : 0};
-    request.fenced = (flags & 8) != 0 && request.verb == Verb::acquire;
+    request.fencing = (flags & 8) != 0 && request.verb == Verb::acquire;
     request.replicas = flags >> 4;
     Address address;
     address.password = "sesame";
     address.db = 1;
-    const Greeting greeting{address, {}};
+    const Handshake handshake{address, {}};
 
     const std::unique_ptr<redisReader, decltype(&::redisReaderFree)> reader{
         ::redisReaderCreateWithFunctions(ReplyBuilder::functions()), &::redisReaderFree};
@@ -85,7 +86,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             const std::size_t ends = unread.size() - (reader->len - reader->pos);
             const std::string_view bytes = std::string_view{unread}.substr(0, ends);
             judge(request, reply, bytes);
-            judge(greeting, reply, bytes);
+            judge(handshake, reply, bytes);
             unread.erase(0, ends);
             reply.type = 0;
         }

@@ -28,7 +28,7 @@ struct Question {
         const unsigned manner = input.byte();
         const bool is_acquire = request.verb == Verb::acquire;
         limit = Millis{input.byte()};
-        request.fenced = is_acquire && (manner & 1) != 0;
+        request.fencing = is_acquire && (manner & 1) != 0;
         request.patience = Millis{is_acquire ? manner / 64 * 20 : 0};
         request.recheck = Millis{20};
         request.replicas = request.verb != Verb::release ? manner / 2 % 4 : 0;
@@ -198,7 +198,7 @@ private:
         question.done = true;
         question.held = is_acquire;
         if (!is_acquire) return ":1\r\n";
-        return question.request.fenced ? ":" + std::to_string(question.number) + "\r\n" : "+OK\r\n";
+        return question.request.fencing ? ":" + std::to_string(question.number) + "\r\n" : "+OK\r\n";
     }
 
     Question& asked(std::string_view token) {
@@ -265,7 +265,8 @@ void judge(const Question& question) {
     const bool is_acquire = question.request.verb == Verb::acquire;
     if (!question.clear) return;
     claim(!yes || question.done, "a yes is the answer to what was done, and not to another question");
-    claim(question.answer.fence == (yes && question.request.fenced ? question.number : 0), "the number is its own");
+    claim(question.answer.fencing_token == (yes && question.request.fencing ? question.number : 0),
+          "the number is its own");
     claim(question.answer.verdict != Verdict::no || !is_acquire || !question.held, "after a no nothing is held");
 }
 

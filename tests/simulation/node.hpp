@@ -70,9 +70,9 @@ struct Question {
     Token token;
     Millis ttl;
     Millis patience;
-    bool fenced;
-    std::chrono::microseconds fence_step;
-    std::uint64_t fence;
+    bool fencing;
+    std::chrono::microseconds fencing_step;
+    std::uint64_t fencing_token;
 };
 
 struct Wire;
@@ -95,9 +95,9 @@ struct Server {
     Answer greet(Time t, Millis restart_delay) const {
         if (!up_since || restart_delay == Millis::zero()) return {Verdict::yes};
         const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count
-        const detail::Greeting greeting{{}, "", restart_delay};
+        const detail::Handshake handshake{{}, "", restart_delay};
         const detail::Reply info{REDIS_REPLY_STRING, 0, "\nuptime_in_seconds:" + uptime};
-        return greeting.probation(0, info).value_or(Millis::zero()) > Millis::zero()
+        return handshake.cool_down(0, info).value_or(Millis::zero()) > Millis::zero()
                    ? Answer{Verdict::no, {Errc::restarted, {}}}
                    : Answer{Verdict::yes};
     }
@@ -107,23 +107,23 @@ struct Server {
         const auto no = [](Errc why) { return Answer{Verdict::no, {why, {}}}; };
         if (holder && now >= ends) holder.reset();
         if (q.verb == Verb::acquire) {
-            if (holder && !q.fenced && q.patience <= Millis::zero()) return no(Errc::busy);
+            if (holder && !q.fencing && q.patience <= Millis::zero()) return no(Errc::busy);
             if (holder) return detail::busy_for(ends - now);
             holder = q.token;
             ends = now + q.ttl.count();
-            if (!q.fenced) return {Verdict::yes};
+            if (!q.fencing) return {Verdict::yes};
             const auto number = static_cast<std::uint64_t>(wall + time / us);
             counter = counter
-                          ? std::max(*counter + 1, number - number % static_cast<std::uint64_t>(q.fence_step.count()))
+                          ? std::max(*counter + 1, number - number % static_cast<std::uint64_t>(q.fencing_step.count()))
                           : number;
-            return {.verdict = Verdict::yes, .fence = *counter};
+            return {.verdict = Verdict::yes, .fencing_token = *counter};
         }
         if (holder != q.token) return no(holder ? Errc::stolen : Errc::expired);
         if (q.verb == Verb::release) {
             holder.reset();
         } else {
             ends = std::max(ends, now + q.ttl.count());
-            if (q.fence > 0) counter = std::max(counter.value_or(0), q.fence);
+            if (q.fencing_token > 0) counter = std::max(counter.value_or(0), q.fencing_token);
         }
         return {Verdict::yes};
     }
@@ -194,7 +194,7 @@ struct SimNode {
 
     struct Engine {
         using Alarm = SimNode::Alarm;
-        struct Glance {
+        struct SpinWait {
             template <class Arrived>
             bool operator()(Arrived) noexcept {
                 return false;
@@ -320,7 +320,7 @@ private:
     void bury();
     void judge(const Client& client);
     void judge(const Question& release);
-    void granted(Client& client, Lock& lock, bool fenced);
+    void granted(Client& client, Lock& lock, bool fencing);
     void live(Client& client);
     void turn(Client& client, Quorum<SimNode>& quorum);
     void work(Client& client, Lock& lock, const Options& options);
@@ -440,7 +440,7 @@ public:
 
     TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
     bool is_closed() const noexcept { return wire_ == nullptr; }
-    bool is_opening() const noexcept { return wire_ && !greeted_; }
+    bool is_opening() const noexcept { return wire_ && !replies_heard_; }
     bool in_doubt() const noexcept { return in_doubt_; }
     std::size_t owed() const noexcept { return owed_.size(); }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -460,23 +460,23 @@ public:
     void advance(TimePoint now) {
         if (!wire_ && !owed_.empty()) {
             wire_ = world->connect(node_);
-            greeted_ = false;
+            replies_heard_ = false;
         }
         if (wire_ && !owed_.empty()) {
             auto inbox = std::exchange(wire_->inbox, {});
             auto answer = inbox.begin();
-            if (!greeted_ && answer != inbox.end()) {
+            if (!replies_heard_ && answer != inbox.end()) {
                 if (answer->verdict == Verdict::no) return fail(answer->why);
-                greeted_ = true, ++answer;
+                replies_heard_ = true, ++answer;
             }
-            if (greeted_) flush();
+            if (replies_heard_) flush();
             for (; answer != inbox.end(); ++answer) {
                 const Owed owed = std::move(owed_.front());
                 owed_.pop_front();
                 in_doubt_ = false;
                 if (!owed.is_answered) owed.question->answered(owed.node, *answer);
             }
-            if (wire_->broken) fail({greeted_ ? Errc::disconnected : Errc::unreachable, {}});
+            if (wire_->broken) fail({replies_heard_ ? Errc::disconnected : Errc::unreachable, {}});
         }
         if (due_ > now) return;
         bool any = false, others = false, only_extensions = true;
@@ -496,7 +496,7 @@ public:
 
 private:
     static Question question(const Request& r) {
-        return {r.verb, r.token, r.ttl, r.patience, r.fenced, r.fence_step, r.fence};
+        return {r.verb, r.token, r.ttl, r.patience, r.fencing, r.fencing_step, r.fencing_token};
     }
 
     struct Owed {
@@ -525,7 +525,7 @@ private:
     }
 
     void fail(const Failure& why) {
-        if (greeted_ && !wire_->broken)
+        if (replies_heard_ && !wire_->broken)
             for (const Owed& owed : owed_)
                 if (owed.question->request.verb == Verb::acquire && owed.question->gives_up()) {
                     Question undo = question(owed.question->request);
@@ -536,14 +536,14 @@ private:
         unsent_ = 0;
         in_doubt_ = false;
         due_ = TimePoint::max();
-        const Answer answer{greeted_ ? Verdict::unknown : Verdict::no, why};
+        const Answer answer{replies_heard_ ? Verdict::unknown : Verdict::no, why};
         for (const Owed& owed : std::exchange(owed_, {}))
             if (!owed.is_answered) owed.question->answered(owed.node, answer);
     }
 
     const SimNode& node_;
     std::shared_ptr<Wire> wire_{};
-    bool greeted_ = false, in_doubt_ = false;
+    bool replies_heard_ = false, in_doubt_ = false;
     std::deque<Owed> owed_{};
     std::size_t unsent_ = 0; ///< of those that are owed, the last
     TimePoint due_ = TimePoint::max();

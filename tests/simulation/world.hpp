@@ -82,7 +82,7 @@ inline Time World::delay() {
     return usual + random_.between(0, random_.one_of({20 * ms, 200 * ms, longest_delay}));
 }
 
-/// A question, or the greeting.
+/// A question, or the handshake.
 inline void World::send(const std::shared_ptr<Wire>& wire, std::optional<Question> question) {
     if (wire->client.dead || wire->cut || wire->up_is_silent) return;
     if (question && random_.chance(repeated_)) repeat(*wire, *question);
@@ -114,7 +114,7 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
     if (question)
         tell("server %d: client %d, verb %d of %.4s: %d, fence %llu", server.id, wire->client.id,
              static_cast<int>(question->verb), question->token.hex().data(), static_cast<int>(answer.verdict),
-             static_cast<unsigned long long>(answer.fence));
+             static_cast<unsigned long long>(answer.fencing_token));
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
     if (wire->down_is_silent) return;
     wire->down = std::max(wire->down + 1, now_ + wire->lag + delay());
@@ -271,13 +271,13 @@ inline void World::judge(const Question& release) {
             violated("the lease that client " + std::to_string(client.id) + " has is being released");
 }
 
-inline void World::granted(Client& client, Lock& lock, bool fenced) {
+inline void World::granted(Client& client, Lock& lock, bool fencing) {
     ++report_.grants;
     note(0x100 + static_cast<std::uint64_t>(client.id));
     judge(client);
-    const std::uint64_t fence = fenced ? lock.fence() : 0;
-    tell("client %d has the lock, fence %llu", client.id, static_cast<unsigned long long>(fence));
-    if (fenced && std::exchange(last_fence_, fence) >= fence)
+    const std::uint64_t fencing_token = fencing ? lock.fencing_token() : 0;
+    tell("client %d has the lock, fence %llu", client.id, static_cast<unsigned long long>(fencing_token));
+    if (fencing && std::exchange(last_fence_, fencing_token) >= fencing_token)
         violated("client " + std::to_string(client.id) + "'s fence is not above the last one");
 }
 
@@ -333,10 +333,10 @@ inline std::stop_token World::stop_after(const Client& client, Millis span) {
 inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
     Options options{.ttl = Millis{random_.one_of({30, 50, 100, 200, 500, 1000, 2000})}, .renew = random_.chance(0.6)};
     if (random_.chance(0.2)) options.max_hold = Millis{random_.between(10, 1000)};
-    if (random_.chance(0.5)) options.answer_timeout = Millis{random_.between(2, options.usable().count() - 1)};
-    options.longest_pause = Millis{random_.one_of({2, 10, 50})};
+    if (random_.chance(0.5)) options.request_timeout = Millis{random_.between(2, options.usable().count() - 1)};
+    options.max_retry_delay = Millis{random_.one_of({2, 10, 50})};
     options.confirm_release = random_.chance(0.7);
-    options.fenced = random_.chance(0.7);
+    options.fencing = random_.chance(0.7);
     struct Forget {
         ~Forget() { client.lock = nullptr; }
         Client& client;
@@ -348,7 +348,7 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
         try {
             const Millis span{random_.between(1, 2 * options.ttl.count())};
             if (random_.chance(0.3)) {
-                const InTime watch{*this, client, options.answers_within(), "try_lock"};
+                const InTime watch{*this, client, options.effective_request_timeout(), "try_lock"};
                 locked = lock.try_lock();
             } else if (random_.chance(0.7)) {
                 const InTime watch{*this, client, span, "try_lock_for"};
@@ -367,10 +367,10 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
         if (!locked && lock.owns_lock())
             violated("client " + std::to_string(client.id) + " has a lock that it was refused");
         if (locked) {
-            granted(client, lock, options.fenced);
+            granted(client, lock, options.fencing);
             work(client, lock, options);
             if (random_.chance(0.2)) return; // the destructor unlocks
-            const InTime watch{*this, client, options.answers_within(), "unlock"};
+            const InTime watch{*this, client, options.effective_request_timeout(), "unlock"};
             lock.unlock();
         }
         rest(client, random_.between(0, random_.one_of({ms, 10 * ms, 50 * ms})));
@@ -383,7 +383,7 @@ inline void World::work(Client& client, Lock& lock, const Options& options) {
     for (int steps = random_.one_of({0, 1, 3, 6}); steps > 0 && !over_ && !calm_ && lock.owns_lock(); --steps) {
         rest(client, random_.between(0, random_.one_of({ms, 20 * ms, options.ttl.count() * ms / 2})));
         if (random_.chance(0.15)) {
-            const InTime watch{*this, client, options.answers_within(), "extend"};
+            const InTime watch{*this, client, options.effective_request_timeout(), "extend"};
             static_cast<void>(lock.extend(Millis{random_.one_of({20, 100, 500, 2000})}));
         }
     }
@@ -396,7 +396,7 @@ inline void World::work(Client& client, Lock& lock, const Options& options) {
 /// Whoever lives gets the lock, now that nothing is in the way.
 inline void World::last_turn(Client& client, Quorum<SimNode>& quorum) {
     for (bool locked = false; !locked && !over_;) {
-        Lock lock{quorum, "key", {.ttl = Millis{1'000}, .fenced = true}, std::defer_lock};
+        Lock lock{quorum, "key", {.ttl = Millis{1'000}, .fencing = true}, std::defer_lock};
         client.lock = &lock;
         try {
             if ((locked = lock.try_lock_for(Millis{1'000}))) granted(client, lock, true);

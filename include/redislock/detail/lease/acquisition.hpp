@@ -8,11 +8,11 @@
 
 namespace redislock::detail {
 
-/// One holder's dealings with his backend. Not thread-safe, but for what Holding shares with a renewer; errors are std::system_error.
+/// One holder's dealings with his backend. Not thread-safe, but for what HeldLease shares with a renewer; errors are std::system_error.
 template <Backend B>
-class Claim : public Holding {
+class Acquisition : public HeldLease {
 public:
-    Claim(B& where, std::string what, const Options& how) : Holding{std::move(what), how}, backend{where} {}
+    Acquisition(B& where, std::string what, const Options& how) : HeldLease{std::move(what), how}, backend{where} {}
 
     B& backend;
 
@@ -20,10 +20,10 @@ public:
     /// answer time-out; and each question has that time-out too, or what is left until the last word. Returns how many questions
     /// it took; 0: the lease is not ours.
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
-        const Millis answer_timeout = options.answers_within();
+        const Millis request_timeout = options.effective_request_timeout();
         const StopSignal signal{stop};
-        const TimePoint last_word = give_up > started ? give_up : later(started, answer_timeout);
-        unsigned tries = 0;
+        const TimePoint last_word = give_up > started ? give_up : later(started, request_timeout);
+        unsigned attempts = 0;
         std::optional<Answer> busy, trouble;
         TimePoint trouble_ends = TimePoint::max();
         const auto for_an_answer = [&] {
@@ -32,18 +32,18 @@ public:
         const auto last_question = [&](TimePoint now) {
             return last_word - std::min((last_word - now) / 2, for_an_answer());
         };
-        for (Pace pace{backend, options.longest_pause}; !stop.stop_requested();) {
+        for (Backoff backoff{backend, options.max_retry_delay}; !stop.stop_requested();) {
             const TimePoint asked = backend.now();
-            ++tries;
+            ++attempts;
             // That there's a holder to wait for is known, or expected, and that the server answers.
             const bool waits = (busy || (had_to_wait_ && give_up > started)) && !trouble;
             Millis patience{0};
             if (waits) patience = std::min(std::chrono::floor<Millis>(last_question(asked) - asked), longest_queue);
-            const TimePoint in_full = later(asked, patience + answer_timeout);
+            const TimePoint in_full = later(asked, patience + request_timeout);
             const TimePoint deadline = std::min({last_word, in_full, trouble_ends});
             Answer answer = attempt({deadline, signal.fd()}, patience);
             const TimePoint now = backend.now();
-            if (lease.held(now)) return tries;
+            if (lease.held(now)) return attempts;
             if (stop.stop_requested()) break;
             if (answer.verdict == Verdict::yes) answer = {Verdict::unknown, {Errc::timed_out, "granted too late"}};
             const bool is_late = answer.why.code == Errc::timed_out && waits && deadline == last_word;
@@ -57,7 +57,7 @@ public:
                 if (!answer.is_trouble()) fail(answer.why);
                 if (!busy && answer.was_held) busy = Answer{Verdict::no, {Errc::busy, {}}, answer.holder_left};
                 if (busy && answer.never_ends()) busy->why = answer.why;
-                if (!trouble) trouble_ends = later(now, answer_timeout);
+                if (!trouble) trouble_ends = later(now, request_timeout);
                 // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
                 const bool is_gone = answer.why.code == Errc::unreachable;
                 if (!trouble || deadline == in_full || (is_gone && trouble->why.code == Errc::disconnected))
@@ -72,7 +72,7 @@ public:
                 break;
             }
             if (!answer.is_busy() || (waits && !answer.queued))
-                pace.rest({std::min(last_question(now), trouble_ends), signal.fd()}, answer.holder_left);
+                backoff.rest({std::min(last_question(now), trouble_ends), signal.fd()}, answer.holder_left);
         }
         undo_unheard();
         return 0;
@@ -81,7 +81,7 @@ public:
     /// Takes over the lease that `token` proves, or throws.
     void adopt(const Token& token) {
         const TimePoint asked = backend.now();
-        const TimePoint deadline = later(asked, options.answers_within());
+        const TimePoint deadline = later(asked, options.effective_request_timeout());
         const Answer answer = insist(extension(token, options.ttl, deadline), [](const Answer& last) { return last; });
         if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
             lease.ask(token, asked, options.ttl);
@@ -95,7 +95,7 @@ public:
     /// `was`: the lease as it is now, and held.
     Outcome extend(const Lease& was, Millis ttl) {
         const TimePoint asked = backend.now();
-        const TimePoint deadline = std::min(was.end(), asked + options.answers_within());
+        const TimePoint deadline = std::min(was.end(), asked + options.effective_request_timeout());
         const Outcome outcome = insist(extension(was.token(), ttl, deadline), [&](const Answer& answer) {
             return extended(was.token(), answer, asked, ttl, backend.now());
         });
@@ -115,7 +115,7 @@ public:
         lease.let_go();
         if (was == Lease::State::lost) return {lease.loss()};
         if (was == Lease::State::held || was == Lease::State::lapsed)
-            return release(later(now, options.answers_within()), wants_answer);
+            return release(later(now, options.effective_request_timeout()), wants_answer);
         undo_unheard();
         return {Outcome::not_held};
     }
@@ -132,13 +132,13 @@ private:
 
     /// With the lease's own token.
     Request request(Verb verb, const Deadline& deadline) const {
-        Request request = Holding::request(verb, lease.token(), options.ttl, deadline);
+        Request request = HeldLease::request(verb, lease.token(), options.ttl, deadline);
         request.nodes = lease.nodes();
         return request;
     }
 
     Request extension(const Token& token, Millis ttl, const Deadline& deadline) const {
-        return Holding::request(Verb::extend, token, ttl, deadline);
+        return HeldLease::request(Verb::extend, token, ttl, deadline);
     }
 
     /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What was cut short
@@ -146,13 +146,13 @@ private:
     template <class Judge>
     auto insist(const Request& request, Judge judge) {
         Failure trouble;
-        for (Pace pace{backend, options.longest_pause};;) {
+        for (Backoff backoff{backend, options.max_retry_delay};;) {
             Answer answer = backend.ask(request);
             if (trouble && answer.why.code == Errc::timed_out) answer.why = trouble;
             trouble = answer.why;
             const auto judged = judge(answer);
             if (!answer.is_trouble() || backend.now() >= request.deadline.at) return judged;
-            pace.rest(request.deadline);
+            backoff.rest(request.deadline);
         }
     }
 
@@ -188,7 +188,7 @@ private:
 
     /// In the answer time-out, if that isn't later.
     Deadline soon(const Deadline& deadline) const noexcept {
-        return deadline.by(later(backend.now(), options.answers_within()));
+        return deadline.by(later(backend.now(), options.effective_request_timeout()));
     }
 
     Ended release(TimePoint deadline, bool wants_answer) {
@@ -214,7 +214,7 @@ private:
         complain(why);
     }
 
-    RoundTrip round_trip_{options.answers_within()};
+    RoundTrip round_trip_{options.effective_request_timeout()};
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

@@ -37,9 +37,9 @@ private:
 /// Grows from 1 ms to `longest`; the pause itself is random up to that ("full jitter", M. Brooker 2015), and its randomness
 /// a fresh token's.
 template <Backend B>
-class Pace {
+class Backoff {
 public:
-    Pace(B& backend, Millis longest) noexcept : backend_{backend}, longest_{longest} {}
+    Backoff(B& backend, Millis longest) noexcept : backend_{backend}, longest_{longest} {}
 
     /// Blocks, but neither beyond `limit` nor for much longer than the holder has.
     void rest(const Deadline& limit, std::optional<Millis> holder_left = {}) {

@@ -14,11 +14,11 @@ namespace redislock::detail {
 
 /// Between keep() and drop() the guard shares it with a renewer, and the lease is only to be touched under the mutex; else
 /// it is the guard's alone. The methods lock the mutex themselves.
-class Holding {
+class HeldLease {
 public:
-    Holding(std::string what, const Options& how) : key{std::move(what)}, options{how}, lease{how} {}
-    Holding(const Holding&) = delete;
-    Holding& operator=(const Holding&) = delete;
+    HeldLease(std::string what, const Options& how) : key{std::move(what)}, options{how}, lease{how} {}
+    HeldLease(const HeldLease&) = delete;
+    HeldLease& operator=(const HeldLease&) = delete;
 
     const std::string key;
     const Options options;
@@ -31,7 +31,7 @@ public:
         Request request{.verb = verb, .key = key, .token = token, .ttl = ttl, .deadline = deadline};
         request.recheck = options.recheck();
         request.replicas = verb == Verb::release ? 0 : options.min_replicas;
-        request.fenced = verb == Verb::acquire && options.fenced;
+        request.fencing = verb == Verb::acquire && options.fencing;
         return request;
     }
 
@@ -79,9 +79,9 @@ public:
         return lease.remaining(latest(now));
     }
 
-    std::uint64_t fence(TimePoint now) const noexcept {
+    std::uint64_t fencing_token(TimePoint now) const noexcept {
         const std::lock_guard guard{mutex};
-        return lease.fence(latest(now));
+        return lease.fencing_token(latest(now));
     }
 
     Lease copy() const noexcept {
@@ -106,7 +106,7 @@ public:
         }
         if (now >= ask_again_) asking_ = false;
         if (asking_ || now < renew_at_ - slack()) return {Step::Act::nothing, next()};
-        const TimePoint deadline = std::min({last_call(), give_up_, now + options.answers_within()});
+        const TimePoint deadline = std::min({last_call(), give_up_, now + options.effective_request_timeout()});
         asking_ = true;
         ask_again_ = std::max(deadline, now + third());
         return {Step::Act::renew, next(), lease.token(), deadline};

@@ -24,7 +24,7 @@ public:
     struct Message {
         Message(const Request& request, Verb what, TimePoint when)
             : arrival{when}, verb{what}, key{request.key}, token{request.token}, ttl{request.ttl},
-              replicas{request.replicas}, fenced{request.fenced} {}
+              replicas{request.replicas}, fencing{request.fencing} {}
 
         TimePoint arrival;
         Verb verb;
@@ -32,7 +32,7 @@ public:
         Token token;
         Millis ttl;
         unsigned replicas;
-        bool fenced;
+        bool fencing;
     };
 
     /// One whose acquire found the key held, in line for as long as he lives. His turn comes when he is taken out of it, with an
@@ -79,7 +79,7 @@ public:
             if (at != keys_.end()) return busy(at->second, message.arrival);
             if (message.replicas > replicas_) return {Verdict::no, {Errc::no_replicas, {}}};
             keys_[message.key] = {std::string{message.token.hex()}, message.arrival + message.ttl, true};
-            return {.verdict = Verdict::yes, .fence = message.fenced ? ++fences_ : 0};
+            return {.verdict = Verdict::yes, .fencing_token = message.fencing ? ++fences_ : 0};
         }
         if (at == keys_.end()) return {Verdict::no, {Errc::expired, {}}};
         Entry& entry = at->second;

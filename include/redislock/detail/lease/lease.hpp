@@ -55,7 +55,7 @@ public:
     TimePoint end() const noexcept { return end_; }
 
     /// The number of the grant; 0 if it isn't held, or not numbered.
-    std::uint64_t fence(TimePoint now) const noexcept { return held(now) ? fence_ : 0; }
+    std::uint64_t fencing_token(TimePoint now) const noexcept { return held(now) ? fencing_token_ : 0; }
 
     /// Who may have the key, for the release.
     Nodes nodes() const noexcept { return nodes_; }
@@ -77,7 +77,7 @@ public:
         end_ = usable_end(now, ttl);
         state_ = State::asking;
         release_unanswered_ = false;
-        fence_ = 0;
+        fencing_token_ = 0;
         nodes_ = all_nodes;
     }
 
@@ -90,7 +90,7 @@ public:
             drop(State::idle);
         else
             state_ = answer.verdict == Verdict::yes && now < end_ ? State::held : State::doubtful;
-        fence_ = answer.fence;
+        fencing_token_ = answer.fencing_token;
         nodes_ = answer.nodes;
     }
 
@@ -149,7 +149,7 @@ private:
     TimePoint end_{};
     Outcome loss_ = Outcome::not_held;
     bool release_unanswered_ = false;
-    std::uint64_t fence_ = 0;
+    std::uint64_t fencing_token_ = 0;
 };
 
 } // namespace redislock

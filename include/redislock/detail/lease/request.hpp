@@ -62,11 +62,11 @@ struct Request {
 
     /// Acquire: the grant is to be numbered, see Answer::fence; and to which part the time in that number is rounded down, for
     /// several places to come to the same number.
-    bool fenced = false;
-    std::chrono::microseconds fence_step{1};
+    bool fencing = false;
+    std::chrono::microseconds fencing_step{1};
 
     /// Extend: numbers from now on are to be greater than this one.
-    std::uint64_t fence = 0;
+    std::uint64_t fencing_token = 0;
 };
 
 /// What a backend says to a Request.
@@ -76,8 +76,9 @@ struct Answer {
     Verdict verdict;
     Failure why{};
     std::optional<Millis> holder_left{}; ///< acquire: what the holder had left when he was last seen, if that is known
-    bool queued = false;     ///< acquire: it stood in line for its turn, so that to ask again at once is right
-    std::uint64_t fence = 0; ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
+    bool queued = false; ///< acquire: it stood in line for its turn, so that to ask again at once is right
+    std::uint64_t fencing_token =
+        0;                   ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
     Nodes nodes = all_nodes; ///< acquire: who has the key now, or may have it yet
     bool was_held = false;   ///< acquire: it waited, and saw that somebody had the key. Also beside an unknown
 

@@ -17,17 +17,19 @@ inline Failure no_majority(std::size_t failed, std::size_t nodes, const Failure&
 }
 
 /// The votes on one question, of as many nodes as there are, and what they amount to.
-class Ballot : public Question {
+class VoteCount : public Question {
 public:
-    Ballot(unsigned nodes, Request what) : Question{std::move(what)}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
+    VoteCount(unsigned nodes, Request what) : Question{std::move(what)}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
 
     void count(std::size_t node, const Answer& answer) {
         ++counted_;
         if (answer.verdict == Verdict::no) may_have_ &= ~(Nodes{1} << node);
         if (answer.verdict == Verdict::yes) {
             ++yes_;
-            agreeing_ = answer.fence == fence_ ? agreeing_ + 1 : answer.fence > fence_ ? 1 : agreeing_;
-            fence_ = std::max(fence_, answer.fence);
+            agreeing_ = answer.fencing_token == fencing_token_  ? agreeing_ + 1
+                        : answer.fencing_token > fencing_token_ ? 1
+                                                                : agreeing_;
+            fencing_token_ = std::max(fencing_token_, answer.fencing_token);
             return;
         }
         if (answer.is_busy()) {
@@ -55,7 +57,7 @@ public:
 
     /// What they amount to, once that is decided.
     Answer result() const {
-        if (is_won()) return {.verdict = Verdict::yes, .fence = fence_};
+        if (is_won()) return {.verdict = Verdict::yes, .fencing_token = fencing_token_};
         if (request.verb == Verb::acquire) {
             if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
         } else if (cannot_win(expired_ + stolen_)) {
@@ -68,9 +70,9 @@ public:
     }
 
     /// Whether a majority has said the number that is the grant's.
-    bool agrees_on_fence() const noexcept { return agreeing_ >= majority_; }
+    bool agrees_on_fencing_token() const noexcept { return agreeing_ >= majority_; }
 
-    /// Before a vote is taken back that may have been given, or may be yet: the ballot can't be won any more. False: it has been
+    /// Before a vote is taken back that may have been given, or may be yet: the votes can't be won any more. False: it has been
     /// won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the lease.
     bool gives_up() noexcept override {
         if (!is_won()) given_up_ = true;
@@ -90,7 +92,7 @@ private:
     unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
     Nodes may_have_ = all_nodes;
     bool sent_ = false, given_up_ = false;
-    std::uint64_t fence_ = 0;
+    std::uint64_t fencing_token_ = 0;
     std::optional<Millis> left_{};
     Failure why_busy_{}, trouble_{};
 };

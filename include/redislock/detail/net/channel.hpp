@@ -16,9 +16,9 @@ namespace redislock::detail {
 /// | phase      | event                                  | next       |
 /// |------------|----------------------------------------|------------|
 /// | closed     | there is something to send             | connecting |
-/// | connecting | connected                              | greeting   |
-/// | connecting, greeting | failed, or its time is up; there is another address | connecting |
-/// | greeting   | all replies of the handshake have come | ready      |
+/// | connecting | connected                              | handshake   |
+/// | connecting, handshake | failed, or its time is up; there is another address | connecting |
+/// | handshake   | all replies of the handshake have come | ready      |
 /// | any        | failed; an answer is overdue           | closed     |
 class Channel {
 public:
@@ -39,7 +39,7 @@ public:
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_ready() const noexcept { return phase_ == Phase::ready; }
-    bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::greeting; }
+    bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::handshake; }
 
     /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
     /// have more time; a new question had better take another one.
@@ -79,8 +79,8 @@ public:
         if (phase_ == Phase::closed && !unsent_.empty()) open(now, 0);
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
-            phase_ = Phase::greeting;
-        if (phase_ == Phase::greeting && flush(hello_) && greeted()) phase_ = Phase::ready;
+            phase_ = Phase::handshake;
+        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) phase_ = Phase::ready;
         if (phase_ == Phase::ready) {
             begin(now);
             receive(now);
@@ -116,14 +116,14 @@ public:
         if (owed() > 0) fail(why);
     }
 
-    /// A look for the reply before it is waited for: see Glance.
+    /// A look for the reply before it is waited for: see SpinWait.
     template <class Arrived>
-    bool glance(Arrived arrived) {
-        return glance_(arrived);
+    bool spin_wait(Arrived arrived) {
+        return spin_wait_(arrived);
     }
 
 private:
-    enum class Phase { closed, connecting, greeting, ready };
+    enum class Phase { closed, connecting, handshake, ready };
     using Exchanges = std::deque<std::unique_ptr<Exchange>>;
 
     /// Its replies are the next ones; without an exchange it is the count of replicas for all in `counted_`.
@@ -133,7 +133,7 @@ private:
     };
 
     bool wants_to_write() const noexcept {
-        return phase_ == Phase::connecting || (phase_ == Phase::greeting && !hello_.empty()) ||
+        return phase_ == Phase::connecting || (phase_ == Phase::handshake && !hello_.empty()) ||
                (phase_ == Phase::ready && !out_.empty());
     }
 
@@ -145,25 +145,25 @@ private:
         open_by_ = now + (std::max(due_, now) - now) / static_cast<int>(server_.endpoints.size() - tried);
         tried_ = tried + 1;
         connection_ = {};
-        hello_ = server_.greeting.bytes();
-        greeted_ = 0;
+        hello_ = server_.handshake.bytes();
+        replies_heard_ = 0;
         phase_ = Phase::connecting;
         connection_.begin_open(endpoint());
     }
 
-    bool greeted() {
-        for (; greeted_ < server_.greeting.awaited(); ++greeted_) {
+    bool is_introduced() {
+        for (; replies_heard_ < server_.handshake.awaited(); ++replies_heard_) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) return false;
-            if (Failure objection = server_.greeting.objection(greeted_, *reply)) {
+            if (Failure objection = server_.handshake.objection(replies_heard_, *reply)) {
                 connection_.refuse(std::move(objection));
                 return false;
             }
             // Counted from now on, and not from when it was said.
-            if (const auto cool_down = server_.greeting.probation(greeted_, *reply); cool_down > Millis::zero())
+            if (const auto cool_down = server_.handshake.cool_down(replies_heard_, *reply); cool_down > Millis::zero())
                 grants_from_ = later(detail::now(), *cool_down);
         }
-        if (server_.greeting.has_name()) connection_.owe_reply();
+        if (server_.handshake.has_name()) connection_.owe_reply();
         return true;
     }
 
@@ -321,7 +321,7 @@ private:
     }
 
     void fail(const Failure& why) {
-        const bool is_left = phase_ >= Phase::greeting && connection_.good();
+        const bool is_left = phase_ >= Phase::handshake && connection_.good();
         if (is_left) leave();
         const std::uint64_t sent = sent_;
         hang_up();
@@ -370,9 +370,9 @@ private:
 
     const Server& server_;
     Connection connection_;
-    Glance glance_;
+    SpinWait spin_wait_;
     Phase phase_ = Phase::closed;
-    std::size_t nth_ = 0, tried_ = 0, greeted_ = 0;
+    std::size_t nth_ = 0, tried_ = 0, replies_heard_ = 0;
     TimePoint open_by_{};
     TimePoint grants_from_{};          ///< nothing is to be acquired before: see RedisOptions::restart_delay
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before

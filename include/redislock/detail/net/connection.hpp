@@ -248,7 +248,7 @@ private:
             got = ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
             return got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
         };
-        if (glance_(arrived)) return got;
+        if (spin_wait_(arrived)) return got;
         if (wait(socket_.fd(), POLLIN, deadline)) return ::recv(socket_.fd(), into, size, MSG_DONTWAIT);
         errno = ETIMEDOUT;
         return -1;
@@ -277,7 +277,7 @@ private:
     bool whole_ = false;
     unsigned owed_ = 0;
     std::string objection_;
-    Glance glance_;
+    SpinWait spin_wait_;
     Failure failure_;
 };
 

@@ -20,7 +20,7 @@ inline Failure why_not(const Connection& connection) {
 /// Where a server is, what to say to it first, and what becomes of sockets that it has not read from yet.
 struct Server {
     std::vector<Endpoint> endpoints;
-    Greeting greeting;
+    Handshake handshake;
     mutable PerProcess<LingeringShare> lingering{};
 };
 

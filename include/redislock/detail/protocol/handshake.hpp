@@ -17,10 +17,10 @@ namespace redislock::detail {
 
 /// AUTH, SELECT, INFO and CLIENT SETNAME, as far as they are needed, in one write. Nothing else is sent before we know who we are,
 /// and where; the name is a courtesy, whose reply is skipped, for a server may forbid it.
-class Greeting {
+class Handshake {
 public:
     /// INFO is for a delay of more than 0: see RedisOptions::restart_delay.
-    Greeting(const Address& address, const std::string& client_name, Millis restart_delay = {})
+    Handshake(const Address& address, const std::string& client_name, Millis restart_delay = {})
         : name_{!client_name.empty()}, restart_delay_{restart_delay} {
         if (!address.password.empty())
             await(Errc::auth_failed, address.user.empty() ? formatted({"AUTH", address.password})
@@ -52,7 +52,7 @@ public:
     /// For how long yet one who says this may have forgotten what he granted: nothing is to be acquired there. What is held can be
     /// extended and released, for only who remembers it says yes to that.
     /// Nothing: the reply does not say.
-    std::optional<Millis> probation(std::size_t nth, const Reply& reply) const {
+    std::optional<Millis> cool_down(std::size_t nth, const Reply& reply) const {
         const auto at = reply.text.find(uptime);
         if (awaited_[nth] != Errc::restarted || at == reply.text.npos) return std::nullopt;
         const char* const digits = reply.text.c_str() + at + uptime.size();
@@ -77,9 +77,9 @@ private:
     std::string bytes_;
 };
 
-/// Why nothing is to be acquired before `votes_from`: see Greeting::probation.
-inline Failure restarted(TimePoint votes_from, TimePoint now) {
-    const auto left = std::max(std::chrono::ceil<Millis>(votes_from - now), Millis::zero());
+/// Why nothing is to be acquired before `grants_from`: see Handshake::cool_down.
+inline Failure restarted(TimePoint grants_from, TimePoint now) {
+    const auto left = std::max(std::chrono::ceil<Millis>(grants_from - now), Millis::zero());
     return {Errc::restarted, "by its restart_delay it grants nothing for another " + in_ms(left)};
 }
 

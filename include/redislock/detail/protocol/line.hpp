@@ -146,7 +146,7 @@ private:
 
     void send_block(TimePoint now, std::string& out) const {
         out += block_command(request());
-        out += taking_.fenced ? acquire_by_body(taking_) : set_command(taking_);
+        out += taking_.fencing ? acquire_by_body(taking_) : set_command(taking_);
         if (taking_.replicas > 0) out += replicas_command(taking_, now);
     }
 

@@ -20,7 +20,7 @@ inline Answer busy_for(long long pttl) {
 }
 
 /// Whether an acquire is a SET, which can't tell more of a key that is held.
-inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fenced; }
+inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fencing; }
 
 /// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any
 /// further.
@@ -45,7 +45,8 @@ inline Answer meaning_of(const Request& request, const Reply& reply) {
         if (reply.text == "OK") return {Verdict::yes};
         if (!is_plain(request)) return busy(Errc::wrong_type, "the key holds a " + reply.text);
     } else if (reply.type == REDIS_REPLY_INTEGER && !is_plain(request)) { // to a SET it would be another question's
-        if (number > 0 && request.fenced) return {.verdict = Verdict::yes, .fence = static_cast<std::uint64_t>(number)};
+        if (number > 0 && request.fencing)
+            return {.verdict = Verdict::yes, .fencing_token = static_cast<std::uint64_t>(number)};
         if (number <= 0) return busy_for(-1 - number);
     }
     return {Verdict::unknown, {Errc::protocol_error, {}}};

@@ -19,20 +19,20 @@ namespace redislock::detail {
 /// And `fence` has the number of the last grant, for a day.
 /// They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone is not refused the
 /// whole script for their sake.
-struct Companions {
-    explicit Companions(std::string_view key) {
+struct AuxiliaryKeys {
+    explicit AuxiliaryKeys(std::string_view key) {
         const auto open = key.find('{');
         const auto close = open == key.npos ? key.npos : key.find('}', open + 1);
         const bool tagged = close != key.npos && close > open + 1;
-        const std::string name{key}; // in full, so that no two keys have the same companions: not even k and {k}
+        const std::string name{key}; // in full, so that no two keys have the same auxiliary_keys: not even k and {k}
         const std::string prefix = tagged ? name + ":redislock:tagged:" : "{" + name + "}:redislock:";
         waiting = prefix + "waiting";
         turn = prefix + "turn";
         given = prefix + "given";
-        fence = prefix + "fence";
+        fencing_counter = prefix + "fence";
     }
 
-    std::string waiting, turn, given, fence;
+    std::string waiting, turn, given, fencing_counter;
 };
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3]
@@ -73,7 +73,7 @@ local left = redis.pcall('PTTL', KEYS[1])
 return type(left) == 'number' and left > -2 and -1 - left
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the companions.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the auxiliary_keys.
 /// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1:
 /// there is none.
 inline constexpr std::string_view release_script = R"lua(local holder = redis.call('GET', KEYS[1])
@@ -112,7 +112,7 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the companions. Announces a
+/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary_keys. Announces a
 /// waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
 /// of the key, or its type if it is no string; -2 - n: it is free, and has been somebody's turn already, which he has
 /// for n ms yet.
@@ -160,14 +160,14 @@ class PreparedCommand {
 public:
     std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
         const bool is_same = format_ == format && key_ == request.key && ttl_ == request.ttl &&
-                             fence_ == request.fence && step_ == request.fence_step;
+                             fencing_token_ == request.fencing_token && step_ == request.fencing_step;
         if (!is_same) {
             bytes_ = format(request);
             format_ = format;
             key_ = request.key;
             ttl_ = request.ttl;
-            fence_ = request.fence;
-            step_ = request.fence_step;
+            fencing_token_ = request.fencing_token;
+            step_ = request.fencing_step;
             token_at_ = argument_at(bytes_, token_of(bytes_));
         }
         request.token.hex().copy(bytes_.data() + token_at_, Token::digits);
@@ -184,7 +184,7 @@ private:
     std::string bytes_;
     std::string key_;
     Millis ttl_{};
-    std::uint64_t fence_ = 0;
+    std::uint64_t fencing_token_ = 0;
     std::chrono::microseconds step_{};
     std::size_t token_at_ = 0;
 };
@@ -194,33 +194,36 @@ inline std::string set_command(const Request& r) {
 }
 inline std::string acquire_command(const Request& r, std::string_view verb, std::string_view script) {
     const std::string ttl = std::to_string(r.ttl.count());
-    if (!r.fenced) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
-    return formatted(
-        {verb, script, "1", r.key, r.token.hex(), ttl, Companions{r.key}.fence, std::to_string(r.fence_step.count())});
+    if (!r.fencing) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
+    return formatted({verb, script, "1", r.key, r.token.hex(), ttl, AuxiliaryKeys{r.key}.fencing_counter,
+                      std::to_string(r.fencing_step.count())});
 }
 inline std::string acquire_by_sha(const Request& r) { return acquire_command(r, "EVALSHA", acquire_sha); }
 inline std::string acquire_by_body(const Request& r) { return acquire_command(r, "EVAL", acquire_script); }
 
 inline std::string extend_command(const Request& r, std::string_view verb, std::string_view script) {
     const std::string ttl = std::to_string(r.ttl.count());
-    if (r.fence == 0) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
-    return formatted({verb, script, "1", r.key, r.token.hex(), ttl, Companions{r.key}.fence, std::to_string(r.fence)});
+    if (r.fencing_token == 0) return formatted({verb, script, "1", r.key, r.token.hex(), ttl});
+    return formatted({verb, script, "1", r.key, r.token.hex(), ttl, AuxiliaryKeys{r.key}.fencing_counter,
+                      std::to_string(r.fencing_token)});
 }
 inline std::string extend_by_sha(const Request& r) { return extend_command(r, "EVALSHA", extend_sha); }
 inline std::string extend_by_body(const Request& r) { return extend_command(r, "EVAL", extend_script); }
 
 inline std::string release_command(const Request& r, std::string_view verb, std::string_view script) {
-    const Companions companions{r.key};
-    return formatted({verb, script, "1", r.key, r.token.hex(), companions.waiting, companions.turn, companions.given});
+    const AuxiliaryKeys auxiliary_keys{r.key};
+    return formatted(
+        {verb, script, "1", r.key, r.token.hex(), auxiliary_keys.waiting, auxiliary_keys.turn, auxiliary_keys.given});
 }
 inline std::string release_by_sha(const Request& r) { return release_command(r, "EVALSHA", release_sha); }
 inline std::string release_by_body(const Request& r) { return release_command(r, "EVAL", release_script); }
 
 /// An announcement outlives the next look of the one who made it, and no longer.
 inline std::string announce_command(const Request& r, std::string_view verb, std::string_view script) {
-    const Companions companions{r.key};
+    const AuxiliaryKeys auxiliary_keys{r.key};
     const std::string life = std::to_string(2 * r.recheck.count());
-    return formatted({verb, script, "1", r.key, life, companions.waiting, companions.turn, companions.given});
+    return formatted(
+        {verb, script, "1", r.key, life, auxiliary_keys.waiting, auxiliary_keys.turn, auxiliary_keys.given});
 }
 inline std::string announce_by_sha(const Request& r) { return announce_command(r, "EVALSHA", announce_sha); }
 inline std::string announce_by_body(const Request& r) { return announce_command(r, "EVAL", announce_script); }
@@ -242,7 +245,7 @@ inline std::string replicas_command(const Request& r, TimePoint now) {
 inline std::string block_command(const Request& r) {
     const auto span = std::max(r.patience - Millis{2}, Millis{1}).count();
     const std::string seconds = std::to_string(span / 1000) + "." + std::to_string(1000 + span % 1000).substr(1);
-    return formatted({"BLPOP", Companions{r.key}.turn, seconds});
+    return formatted({"BLPOP", AuxiliaryKeys{r.key}.turn, seconds});
 }
 
 } // namespace redislock::detail

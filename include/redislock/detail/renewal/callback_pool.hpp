@@ -14,8 +14,8 @@ namespace redislock::detail {
 
 /// A loss, to be told outside all mutexes: first to those who wait for the token of that lease.
 struct Message {
-    std::shared_ptr<Holding> holding{};
-    Holding::Step step{};
+    std::shared_ptr<HeldLease> held_lease{};
+    HeldLease::Step step{};
 
     void tell() {
         tell([] {});
@@ -32,7 +32,7 @@ struct Message {
         } else {
             requested();
         }
-        holding->tell_lost(step.why);
+        held_lease->tell_lost(step.why);
     }
 };
 

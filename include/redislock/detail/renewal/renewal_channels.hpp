@@ -14,9 +14,9 @@ namespace redislock::detail {
 /// a channel is in doubt, another one to the same place: a connection that is dead must not hold up what is asked from
 /// now on, and those under way on one that is only slow are not to lose it for the sake of an impatient one.
 template <class Channel, class Place>
-class Ways {
+class RenewalChannels {
 public:
-    explicit Ways(std::vector<Place*> places) : places_{std::move(places)} {}
+    explicit RenewalChannels(std::vector<Place*> places) : places_{std::move(places)} {}
 
     /// The channel to the nth place for the next question that waits for so many replicas. The first one that is not in
     /// doubt, or a new one; where that would be more than `most`, the last: in time the others are given up, and then

@@ -1,5 +1,5 @@
 /// The thread that keeps leases alive and tells their loss in time, whatever becomes of the server. It knows when to come back to
-/// which lease; what is to be done with it the lease's Holding says, and a Port carries it out without ever waiting.
+/// which lease; what is to be done with it the lease's HeldLease says, and a Port carries it out without ever waiting.
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -15,11 +15,11 @@ namespace redislock::detail {
 
 /// One extension of a lease that is under way.
 struct Renewal {
-    std::shared_ptr<Holding> holding;
+    std::shared_ptr<HeldLease> held_lease;
     Token token;
     TimePoint asked, deadline;
 
-    Request request() const { return holding->request(Verb::extend, token, holding->options.ttl, deadline); }
+    Request request() const { return held_lease->request(Verb::extend, token, held_lease->options.ttl, deadline); }
 };
 
 /// Renewals that have been answered since they were last looked at.
@@ -52,19 +52,19 @@ public:
 
     /// One that is kept already is come back to at `first` at the latest. If there is somebody to tell of its loss by
     /// now, a thread that does so stands by. Throws std::system_error if there is no thread to be had.
-    void keep(std::shared_ptr<Holding> holding, TimePoint first) {
+    void keep(std::shared_ptr<HeldLease> held_lease, TimePoint first) {
         const std::lock_guard guard{mutex_};
         if (!thread_.joinable()) thread_.start([this] { run(); });
-        Holding* const address = holding.get();
+        HeldLease* const address = held_lease.get();
         const auto entry = agenda_.find({address->due, address});
         const bool listened = entry != agenda_.end() && entry->second.listened;
-        const bool listens = listened || holding->has_listeners();
+        const bool listens = listened || held_lease->has_listeners();
         if (listens && !listened) {
             callbacks_.stand_by(listened_ + 1);
-            first = std::min(first, holding->make_room(listened_));
+            first = std::min(first, held_lease->make_room(listened_));
         }
         if (entry == agenda_.end()) {
-            agenda_.insert({{address->due = first, address}, {std::move(holding), listens}});
+            agenda_.insert({{address->due = first, address}, {std::move(held_lease), listens}});
         } else {
             entry->second.listened = listens;
             reschedule(entry, first = std::min(first, address->due));
@@ -73,19 +73,19 @@ public:
         if (first < sleeps_until_) alarm_.set(sleeps_until_ = first);
     }
 
-    /// The thread has no part in it any more, but for an answer that comes late, which Holding ignores.
-    void drop(Holding& holding) noexcept {
+    /// The thread has no part in it any more, but for an answer that comes late, which HeldLease ignores.
+    void drop(HeldLease& held_lease) noexcept {
         const std::lock_guard guard{mutex_};
-        reschedule(agenda_.find({holding.due, &holding}), TimePoint::max());
+        reschedule(agenda_.find({held_lease.due, &held_lease}), TimePoint::max());
     }
 
 private:
     using Engine = typename Port::Engine;
     struct Kept {
-        std::shared_ptr<Holding> holding;
+        std::shared_ptr<HeldLease> held_lease;
         bool listened; ///< somebody is to be told of its loss
     };
-    using Agenda = std::map<std::pair<TimePoint, Holding*>, Kept>;
+    using Agenda = std::map<std::pair<TimePoint, HeldLease*>, Kept>;
 
     /// Ends in a child that an observer has forked: there it is the only thread, and the leases are the parent's.
     void run() {
@@ -102,7 +102,7 @@ private:
                               [this](const Renewal& renewal, const Answer& answer) { answered(renewal, answer); });
                 callbacks_.relieve(Engine::now());
             } catch (const std::exception&) { // no memory, or no thread
-                // What is missed by that is made up for: see to_tell_, and Holding on when it asks again.
+                // What is missed by that is made up for: see to_tell_, and HeldLease on when it asks again.
             }
             {
                 const std::lock_guard guard{mutex_};
@@ -117,14 +117,15 @@ private:
 
     void answered(const Renewal& renewal, const Answer& answer) {
         const TimePoint now = Engine::now();
-        std::optional<Holding::Renewed> renewed;
+        std::optional<HeldLease::Renewed> renewed;
         {
-            const std::lock_guard guard{mutex_}; // first, for no other lease of the holding is to come in between
-            renewed = renewal.holding->answered(renewal.token, answer, renewal.asked, now);
-            const TimePoint due = renewal.holding->due;
-            if (renewed && renewed->next < due) reschedule(agenda_.find({due, renewal.holding.get()}), renewed->next);
+            const std::lock_guard guard{mutex_}; // first, for no other lease of the held_lease is to come in between
+            renewed = renewal.held_lease->answered(renewal.token, answer, renewal.asked, now);
+            const TimePoint due = renewal.held_lease->due;
+            if (renewed && renewed->next < due)
+                reschedule(agenda_.find({due, renewal.held_lease.get()}), renewed->next);
         }
-        if (renewed) renewal.holding->tell(*renewed, answer, now - renewal.asked);
+        if (renewed) renewal.held_lease->tell(*renewed, answer, now - renewal.asked);
     }
 
     /// Of those whose time has come, and of those behind them whose time is near, so that they travel together: as many as
@@ -132,17 +133,18 @@ private:
     void take_steps(TimePoint now) {
         if (agenda_.empty() || agenda_.begin()->first.first > now) return;
         constexpr int most = 256;
-        const TimePoint reach = now + agenda_.begin()->second.holding->slack();
+        const TimePoint reach = now + agenda_.begin()->second.held_lease->slack();
         auto entry = agenda_.begin();
         for (int taken = 0; taken < most && entry != agenda_.end() && entry->first.first <= reach;) {
             const auto current = entry++;
-            const std::shared_ptr<Holding>& holding = current->second.holding;
-            const Holding::Step step = holding->step(now);
-            if (step.act == Holding::Step::Act::nothing && step.next == current->first.first) continue;
+            const std::shared_ptr<HeldLease>& held_lease = current->second.held_lease;
+            const HeldLease::Step step = held_lease->step(now);
+            if (step.act == HeldLease::Step::Act::nothing && step.next == current->first.first) continue;
             ++taken;
-            if (step.act == Holding::Step::Act::renew) to_send_.push_back({holding, step.token, now, step.deadline});
-            if (step.act == Holding::Step::Act::tell && (step.listeners || current->second.listened))
-                to_tell_.push_back({holding, step});
+            if (step.act == HeldLease::Step::Act::renew)
+                to_send_.push_back({held_lease, step.token, now, step.deadline});
+            if (step.act == HeldLease::Step::Act::tell && (step.listeners || current->second.listened))
+                to_tell_.push_back({held_lease, step});
             reschedule(current, step.next);
         }
     }
@@ -155,8 +157,8 @@ private:
             listened_ -= node.mapped().listened;
             return;
         }
-        Holding* const holding = node.mapped().holding.get();
-        node.key() = {holding->due = next, holding};
+        HeldLease* const held_lease = node.mapped().held_lease.get();
+        node.key() = {held_lease->due = next, held_lease};
         agenda_.insert(agenda_.end(), std::move(node)); // where it belongs as a rule
     }
 
@@ -179,7 +181,7 @@ template <class Port>
 class Renewers {
 public:
     template <class... Arguments>
-    void keep(const std::shared_ptr<Holding>& holding, TimePoint when, Arguments&&... of_the_port) {
+    void keep(const std::shared_ptr<HeldLease>& held_lease, TimePoint when, Arguments&&... of_the_port) {
         Slot& slot = slot_.get();
         Renewer<Port>* renewer = slot.renewer.load();
         if (renewer == nullptr) {
@@ -187,10 +189,10 @@ public:
             renewer = slot.renewer.load();
             if (renewer == nullptr) slot.renewer = renewer = new Renewer<Port>{std::forward<Arguments>(of_the_port)...};
         }
-        renewer->keep(holding, when);
+        renewer->keep(held_lease, when);
     }
-    void drop(Holding& holding) noexcept {
-        if (Renewer<Port>* renewer = slot_.get().renewer.load()) renewer->drop(holding);
+    void drop(HeldLease& held_lease) noexcept {
+        if (Renewer<Port>* renewer = slot_.get().renewer.load()) renewer->drop(held_lease);
     }
 
 private:

@@ -39,7 +39,7 @@ private:
 class System {
 public:
     using Alarm = detail::Alarm;
-    using Glance = detail::Glance;
+    using SpinWait = detail::SpinWait;
     using Condition = std::condition_variable;
 
     static TimePoint now() noexcept { return detail::now(); }
