@@ -66,7 +66,7 @@ void judge(const chaos::Log& log, chaos::Time since, Findings& findings) {
             ++findings.overlaps;
             findings.violated("two holders: " + sentence(*longest, since) + "; " + sentence(*grant, since));
         }
-        if (longest != nullptr && grant->fence <= longest->fence)
+        if (longest != nullptr && grant->fencing_token <= longest->fencing_token)
             findings.violated("a fence that is not above the last: " + sentence(*longest, since) + "; " +
                               sentence(*grant, since));
         if (longest == nullptr || grant->believed_until() > longest->believed_until()) longest = grant;

@@ -11,13 +11,13 @@
 
 namespace chaos {
 
-/// What the locks are for: two numbers for each key, on a server that nobody disturbs. One is guarded by the fence, the other by the
+/// What the locks are for: two numbers for each key, on a server that nobody disturbs. One is guarded by the fencing token, the other by the
 /// lock alone.
 class Registers {
 public:
     explicit Registers(const std::string& path) : context_{::redisConnectUnix(path.c_str()), &::redisFree} {}
 
-    /// 1, or 0: the fence is an old one; -1: nobody knows.
+    /// 1, or 0: the token is an old one; -1: nobody knows.
     int add_guarded(int key, std::uint64_t fencing_token) {
         static constexpr const char* script =
             "if tonumber(redis.call('GET', KEYS[1] .. 'fence') or 0) > tonumber(ARGV[1]) then return 0 end "
@@ -26,7 +26,7 @@ public:
     }
 
     /// Read, and written back one higher, by whoever still owns the lock just before. Returns whether it was, and notes in `stale` if
-    /// somebody had come with a later fence meanwhile.
+    /// somebody had come with a later token meanwhile.
     template <class Owns>
     bool add_unguarded(int key, std::uint64_t fencing_token, Owns owns, std::atomic<std::uint64_t>& stale) {
         const long long value = unguarded(key);
