@@ -218,7 +218,7 @@ TEST_CASE("a child forked by an observer does not renew its parent's leases", "[
         ::alarm(20); // the child returns from here
     };
     Redis redis{server.unix_uri()};
-    RedisLock lock{redis, "k", {.ttl = 600ms, .observer = &observer}};
+    RedisLock lock{redis, "k", {.ttl = 6s, .observer = &observer}};
     until([&] { return context.child != 0; });
     int status = -1;
     CHECK(::waitpid(context.child, &status, 0) == context.child); // its only thread has ended
@@ -266,8 +266,8 @@ TEST_CASE("copies of the library agree on a process, and one that comes with a c
     const detail::Generation parents = one.look().generation;
     CHECK(parents == other.look().generation);
     Child child{[&] {
-        detail::Forks late{can_wipe};
-        return one.look().generation == other.look().generation && late.look().generation != parents;
+        detail::Forks latest{can_wipe};
+        return one.look().generation == other.look().generation && latest.look().generation != parents;
     }};
     CHECK(child.was_well());
 }
