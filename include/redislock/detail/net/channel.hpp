@@ -128,8 +128,8 @@ private:
 
     /// Its replies are the next ones; without an exchange it is the count of replicas for all in `counted_`.
     struct Slot {
-        std::unique_ptr<Exchange> exchange;
-        std::uint64_t end; ///< of its bytes, counted from the beginning of the connection
+        std::unique_ptr<Exchange> exchange{};
+        std::uint64_t end = 0; ///< of its bytes, counted from the beginning of the connection
     };
 
     bool wants_to_write() const noexcept {
@@ -194,11 +194,12 @@ private:
     /// What `out_` holds from `before` on is its.
     void push(std::unique_ptr<Exchange>&& exchange, std::size_t before) {
         try {
-            under_way_.push_back({std::move(exchange), sent_ + out_.size()});
+            under_way_.emplace_back();
         } catch (...) { // no bytes without their exchange, for its replies would be taken for the next one's
             out_.resize(before);
             throw;
         }
+        under_way_.back() = {std::move(exchange), sent_ + out_.size()};
     }
 
     /// One question about the replicas does for all that go out together, and has the time of the most patient of them.
@@ -249,29 +250,32 @@ private:
             if (exchange == nullptr) {
                 under_way_.pop_front();
                 for (auto& counted : std::exchange(counted_, {})) {
+                    const std::size_t before = out_.size();
                     const Exchange::Next next = counted->counted(*reply, out_);
-                    proceed(std::move(counted), next, replicas);
+                    proceed(std::move(counted), next, before, replicas);
                 }
                 continue;
             }
+            const std::size_t before = out_.size();
             const Exchange::Next next = exchange->take(peer_, *reply, now, out_);
             due_ = std::min(due_, exchange->due());
             if (next == Exchange::Next::more) continue;
             if (next == Exchange::Next::leave) return fail(exchange->take_answer().why);
             std::unique_ptr<Exchange> own = std::move(under_way_.front().exchange);
             under_way_.pop_front();
-            proceed(std::move(own), next, replicas);
+            proceed(std::move(own), next, before, replicas);
         }
         if (under_way_.empty() && connection_.is_out_of_step()) connection_.refuse({Errc::protocol_error, {}});
         count_replicas(replicas, now);
         if (!out_.empty()) flush();
     }
 
-    void proceed(std::unique_ptr<Exchange> exchange, Exchange::Next next, unsigned& replicas) {
+    /// What `out_` holds from `before` on is its.
+    void proceed(std::unique_ptr<Exchange> exchange, Exchange::Next next, std::size_t before, unsigned& replicas) {
         if (next == Exchange::Next::count) return counted_.push_back(std::move(exchange));
         if (next == Exchange::Next::resent) {
             replicas = std::max(replicas, exchange->counts_replicas());
-            return push(std::move(exchange), out_.size());
+            return push(std::move(exchange), before);
         }
         acquires_ -= exchange->may_grant();
         for (unsigned surplus = exchange->surplus(); surplus > 0; --surplus) connection_.owe_reply();
