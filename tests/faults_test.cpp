@@ -204,7 +204,7 @@ TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing
     CHECK(other.try_lock_for(5s));
 }
 
-TEST_CASE("a destructor on a stopped server takes the answer time-out, and without confirmation nothing",
+TEST_CASE("a destructor on a stopped server takes the request timeout, and without confirmation nothing",
           "[redis][faults]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
@@ -382,7 +382,7 @@ TEST_CASE("a failover behind one address is gone along with, by locks and by tho
     CHECK(second.integer({"EXISTS", "k"}) == 0);
 }
 
-TEST_CASE("a replica is an error, an answer time-out later", "[redis][faults]") {
+TEST_CASE("a replica is an error, a request timeout later", "[redis][faults]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     RedisLock held{redis, "held", options}, lock{redis, "k", options, std::defer_lock};

@@ -146,7 +146,7 @@ TEST_CASE("a lease that is answered too late is undone", "[lock]") {
     CHECK(RedisLock{backend, "k", options, std::try_to_lock}.remaining() == 1ms);
 }
 
-TEST_CASE("trouble is ridden out for the answer time-out, and no longer", "[lock]") {
+TEST_CASE("trouble is ridden out for the request timeout, and no longer", "[lock]") {
     Scripted backend;
     RedisLock lock{backend, "k", options, std::defer_lock};
     backend.refusals = {Errc::loading, Errc::unreachable, Errc::script_running};
@@ -172,7 +172,7 @@ TEST_CASE("what time does not mend is an error at once", "[lock]") {
     }
 }
 
-TEST_CASE("a waiter survives trouble shorter than the answer time-out, time and again", "[lock]") {
+TEST_CASE("a waiter survives trouble shorter than the request timeout, time and again", "[lock]") {
     Scripted backend;
     RedisLock holder{backend, "k", options};
     for (int i = 0; i < 60; ++i) backend.refusals.push_back(i % 3 == 0 ? Errc::busy : Errc::loading);
@@ -395,7 +395,7 @@ TEST_CASE("a thread that is cancelled while it waits for a lock gets it, and end
     CHECK_FALSE(shared.memory.get("k"));
 }
 
-TEST_CASE("a release that nobody answers is unknown when the answer time-out is over", "[lock]") {
+TEST_CASE("a release that nobody answers is unknown when the request timeout is over", "[lock]") {
     Memory memory;
     RedisLock lock{memory, "k", options};
     memory.set_fault(Fault::request_lost);
@@ -427,7 +427,7 @@ TEST_CASE("a release that is refused for good is not repeated", "[lock]") {
     backend.refusals.clear();
 }
 
-TEST_CASE("a destructor waits for the answer time-out at most, and not at all if it need not know", "[lock]") {
+TEST_CASE("a destructor waits for the request timeout at most, and not at all if it need not know", "[lock]") {
     for (const bool confirm : {true, false}) {
         Memory memory;
         const TimePoint start = memory.now();

@@ -194,7 +194,7 @@ TEST_CASE("a minority of frozen servers is not waited for, and finds all release
         RedisLock lock{quorum, "k", plain};
         CHECK(lock.unlock() == Outcome::confirmed);
     }
-    CHECK(quorum.now() < start + 10s); // a hundred answer time-outs would be 50 s
+    CHECK(quorum.now() < start + 10s); // a hundred request timeouts would be 50 s
     five.servers[1].go_on();
     five.servers[2].go_on();
     CHECK(five.are_free_within(5s));

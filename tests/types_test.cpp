@@ -30,7 +30,7 @@ TEST_CASE("a moment that would lie beyond the end of time is the end of time", "
     CHECK(later(start, std::chrono::duration<double>{0.5}) == TimePoint{5500ms});
 }
 
-TEST_CASE("the answer time-out follows the ttl, whenever that is set, and is a second at most", "[types]") {
+TEST_CASE("the request timeout follows the ttl, whenever that is set, and is a second at most", "[types]") {
     CHECK(Options{.ttl = 305ms}.effective_request_timeout() == 99ms);
     CHECK(Options{.ttl = 60s}.effective_request_timeout() == 1s);
     CHECK(Options{.ttl = 300ms, .request_timeout = 7ms}.effective_request_timeout() == 7ms);

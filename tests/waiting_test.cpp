@@ -1,5 +1,5 @@
 // Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is left.
-// A waiter looks for himself every half answer time-out. Where that is 10 s, whoever is quick was woken.
+// A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "proxy.hpp"
@@ -669,7 +669,7 @@ TEST_CASE("a waiter whose process has no other descriptor is served at the relea
     CHECK(now() < start + quick);
 }
 
-TEST_CASE("a waiter who can reach nobody is told within three answer time-outs, however long the holder has",
+TEST_CASE("a waiter who can reach nobody is told within three request timeouts, however long the holder has",
           "[redis][waiting]") {
     test::RedisServer server;
     test::Proxy proxy{server.socket_path()};

@@ -78,18 +78,18 @@ public:
         return *this;
     }
 
-    /// Unlocks. Blocks for at most the answer time-out; with `confirm_release = false` not at all, unless a connection
+    /// Unlocks. Blocks for at most the request timeout; with `confirm_release = false` not at all, unless a connection
     /// has to be made.
     ~RedisLock() { let_go(!state_ || state_->options.confirm_release); }
 
     /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
-    /// has lasted for the answer time-out since it was noticed, so within three times that. What was granted unknown to us is undone.
+    /// has lasted for the request timeout since it was noticed, so within three times that. What was granted unknown to us is undone.
     void lock() { acquire(TimePoint::max(), {}); }
 
     /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever thread.
     [[nodiscard]] bool lock(std::stop_token stop) { return acquire(TimePoint::max(), stop); }
 
-    /// Asks once; false if someone holds the key. Blocks for at most the answer time-out, and throws if that passes
+    /// Asks once; false if someone holds the key. Blocks for at most the request timeout, and throws if that passes
     /// without an answer.
     [[nodiscard]] bool try_lock() { return acquire(TimePoint::min(), {}); }
 
@@ -114,11 +114,11 @@ public:
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
-    /// outcome leaves no lock held. Blocks for at most the answer time-out; attempts again while there is trouble.
+    /// outcome leaves no lock held. Blocks for at most the request timeout; attempts again while there is trouble.
     Outcome unlock() noexcept { return let_go(true); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
-    /// Blocks for at most the answer time-out, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
+    /// Blocks for at most the request timeout, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
     /// out of bounds, and EPERM; what becomes of the lease is the outcome, and after unknown it is as it was.
     [[nodiscard]] Outcome extend(detail::ClampedMillis ttl) {
         const detail::Uncancelled call;

@@ -55,7 +55,7 @@ struct Options {
     bool fencing = false;
 
     /// How many replicas of the server must have a grant, and each extension of it, before it counts (WAIT): 0 to 100. A
-    /// grant that too few have in time is undone, and is Errc::no_replicas when the answer time-out is over.
+    /// grant that too few have in time is undone, and is Errc::no_replicas when the request timeout is over.
     unsigned min_replicas = 0;
 
     /// Whom to tell what becomes of the lock; static, as a rule: see observer.hpp.
@@ -67,7 +67,7 @@ struct Options {
         return request_timeout.value_or(std::min(usable() / 3, Millis{1'000}));
     }
 
-    /// How often a waiter looks whether the key is still held, and the server still there: half the answer time-out, but
+    /// How often a waiter looks whether the key is still held, and the server still there: half the request timeout, but
     /// not more often than is any good.
     Millis recheck() const noexcept { return std::max(effective_request_timeout() / 2, std::min(ttl / 2, Millis{10})); }
 };

@@ -90,7 +90,7 @@ concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, 
 /// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
 /// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
 /// vote, and is asked again ever more seldom, up to every second. A release to one that may have the key is waited for until it is sent, up
-/// to the answer time-out where a connection has to be made first.
+/// to the request timeout where a connection has to be made first.
 template <QuorumNode Node>
 class Quorum {
 public:

@@ -59,7 +59,7 @@ private:
 
     int work(Millis span) {
         int sections = 0;
-        // Waiters look twice in the answer time-out whether it was one of theirs who released, and told nobody.
+        // Waiters look twice in the request timeout whether it was one of theirs who released, and told nobody.
         Lock lock{redis_, key_, {.ttl = 60s, .renew = false, .request_timeout = 250ms}, std::defer_lock};
         std::minstd_rand random{std::random_device{}()};
         for (const auto end = Clock::now() + span; Clock::now() < end; ++sections) {
