@@ -99,6 +99,15 @@ TEST_CASE("a script is sent in full when a connection first uses it, and by its 
     }
 }
 
+TEST_CASE("a release by name is sent in full behind itself when nobody waits for it any more", "[exchange]") {
+    Command one{request(Verb::release), 0u};
+    one.peer.knows_script.fill(true);
+    one.begin();
+    CHECK(one.exchange.needs_undo());
+    one.take(noscript);
+    CHECK_FALSE(one.exchange.needs_undo()); // by now it is in full itself
+}
+
 TEST_CASE("a script that a server does not know in full either is an error, and not sent for ever", "[exchange]") {
     Command one{request(Verb::release), 0u};
     one.begin();

@@ -286,7 +286,7 @@ private:
             if (channel->take_back(now()) && channel->owed() <= most_owed) return channel;
         }
         server_.lingering.get().sockets.sweep();
-        return std::make_unique<Channel>(server_);
+        return std::make_unique<Channel>(server_, true);
     }
 
     void give_back(std::unique_ptr<Channel> channel, const Deadline& deadline) noexcept try {

@@ -22,7 +22,12 @@ namespace redislock::detail {
 /// | any        | failed; an answer is overdue           | closed     |
 class Channel {
 public:
-    explicit Channel(const Server& server) : server_{server} {}
+    /// `knows_scripts`: they are called by their names from the first time on. Where the server does not know one, that costs another way to
+    /// and fro; else its first use on each connection is sent in full, which costs the server more.
+    explicit Channel(const Server& server, bool knows_scripts = false)
+        : server_{server}, knows_scripts_{knows_scripts} {
+        peer_.knows_script.fill(knows_scripts);
+    }
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
 
@@ -349,9 +354,9 @@ private:
         sent_ += out_.size();
         bool is_blocked = false;
         for (const Slot& slot : under_way_) {
-            if (!slot.exchange || !slot.exchange->may_grant()) continue;
+            if (!slot.exchange || !slot.exchange->needs_undo()) continue;
             is_blocked |= slot.exchange->blocks();
-            if (slot.exchange->gives_up()) last += slot.exchange->undo();
+            if (!slot.exchange->may_grant() || slot.exchange->gives_up()) last += slot.exchange->undo();
         }
         for (const auto& exchange : counted_)
             if (exchange->may_grant() && exchange->gives_up()) last += exchange->undo();
@@ -366,6 +371,7 @@ private:
         phase_ = Phase::closed;
         is_pausing_ = is_in_doubt_ = false;
         peer_ = {};
+        peer_.knows_script.fill(knows_scripts_);
         grants_from_ = {};
         due_ = TimePoint::max();
         out_.clear();
@@ -373,6 +379,7 @@ private:
     }
 
     const Server& server_;
+    const bool knows_scripts_;
     Connection connection_;
     SpinWait spin_wait_;
     Phase phase_ = Phase::closed;

@@ -13,7 +13,7 @@ namespace redislock::detail {
 
 /// What is known of the server at the other end of one connection. It is forgotten when the connection is closed.
 struct Peer {
-    std::array<bool, 3> knows_script{}; ///< by Verb
+    std::array<bool, 3> knows_script{}; ///< by Verb: it is called by its name; else in full, which teaches it
     bool lets_wait = false;             ///< BLPOP was permitted: the next wait can be sent in one write
     std::string no_line_for{};          ///< the key for which BLPOP was refused last
 };
@@ -57,6 +57,10 @@ public:
     /// Whether it may be granted the key unknown to us, so that undo() must be sent behind it if nobody waits for it any more.
     virtual bool may_grant() const noexcept { return false; }
     std::string undo() const { return release_by_body(request()); }
+
+    /// Whether undo() is to be sent behind it when nobody waits for it any more: also behind a release by name, for nobody would be there to
+    /// send it in full if the server does not know it.
+    virtual bool needs_undo() const noexcept { return may_grant(); }
 
     /// Whether the server serves nothing else on this connection until it is done.
     virtual bool blocks() const noexcept { return false; }
@@ -163,6 +167,9 @@ public:
         return {state_ == State::undoing ? Verdict::unknown : verdict, why};
     }
     bool may_grant() const noexcept override { return request().verb == Verb::acquire; }
+    bool needs_undo() const noexcept override {
+        return may_grant() || (request().verb == Verb::release && state_ == State::asked);
+    }
     void revoke() noexcept override { revoked_ = true; }
 
 protected:
