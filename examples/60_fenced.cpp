@@ -30,7 +30,7 @@ private:
 };
 
 /// Sets KEYS[1], unless it was written with a higher number. In SQL the same is
-/// UPDATE stock SET count = :count, token = :token WHERE id = :id AND token <= :token, and 0 rows are a refusal.
+/// UPDATE stock SET count = :count, fencing_token = :fencing_token WHERE id = :id AND fencing_token <= :fencing_token, and 0 rows are a refusal.
 constexpr const char* set_if_not_older = R"lua(
 if tonumber(redis.call('HGET', KEYS[1], 'fence') or 0) > tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'value', ARGV[1], 'fence', ARGV[2])

@@ -20,14 +20,14 @@ namespace redislock {
 ///   least until `r.ttl` after it was asked.
 /// - An acquire that has patience, and finds the key held, may stand in line: it is granted in order of arrival, when a
 ///   release of ours hands the key on, or soon after the key has gone otherwise. `queued` says whether it did.
-/// - Where it says `static constexpr bool has_fencing_tokens = true`, a fencing acquire that is granted has a fence that is greater than
+/// - Where it says `static constexpr bool has_fencing_tokens = true`, an acquire with `fencing` that is granted has a fencing token that is greater than
 ///   those of all earlier grants of the key, and a question that wants replicas is not *yes* before they have it.
 /// - Where it has a `check_ttl(ttl)`, that throws for a lease that is too long for it.
 /// - An extension never shortens, never re-creates, never takes over. A release deletes the token's own key alone.
 /// - When an acquire ends *unknown* and its grant may still come, a release of the token follows it on the same way
 ///   wherever there still is one, and can't overtake it.
 /// - From `keep(h, t)` on, until `drop(h)`, what `h.step()` demands is done when it is time, first at `t`: extensions are asked
-///   for, without ever held_lease up another's, and their answers handed to `h`; and its listeners are told of a loss. `drop` does
+///   for, without ever holding up another's, and their answers handed to `h`; and its listeners are told of a loss. `drop` does
 ///   not wait.
 // clang-format off
 template <class B>

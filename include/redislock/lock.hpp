@@ -114,7 +114,7 @@ public:
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
-    /// outcome leaves no lock held. Blocks for at most the request timeout; attempts again while there is trouble.
+    /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble.
     Outcome unlock() noexcept { return let_go(true); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.

@@ -3,10 +3,10 @@
 /// what a lease is worth the Lease judges, counting from the asking, as of a single server.
 ///
 /// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
-/// or listens to lost(), before it acts, and a pause between that and the act is fencing; and a server that comes back without its memory
+/// or listens to lost(), before it acts, and a pause between that and the act is covered by a fencing token; and a server that comes back without its memory
 /// stays away for the longest ttl, for else its vote is given twice. A majority of the servers must be right in this, and no more.
 ///
-/// Fences: each server numbers its own grants, rising; the grant's number is the highest one among a majority that granted it, and
+/// Fencing tokens: each server numbers its own grants, rising; the grant's number is the highest one among a majority that granted it, and
 /// before the lock is reported as held, a majority of those who granted it knows that number or a higher one: because they said it, or
 /// because it was written back to them, under the condition that they still hold the token (a write to a quorum register, as in
 /// Attiya, Bar-Noy, Dolev 1995). Any later grant is given by a majority too; the two have a server in common, whose number rises
@@ -203,14 +203,14 @@ public:
 
 private:
     static constexpr std::size_t most = 15;
-    static constexpr unsigned most_late = 4; ///< parties that wait for somebody's answer to an acquire
+    static constexpr unsigned most_late = 4; ///< fan-outs that wait for somebody's answer to an acquire
 
     using FanOut = detail::FanOut<Node>;
 
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
-    /// The fan_out that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
+    /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
     /// the one that was used last.
     std::unique_ptr<FanOut> take(const Token& token) {
         std::unique_ptr<FanOut> fan_out;
@@ -230,7 +230,7 @@ private:
         return fan_out ? std::move(fan_out) : std::make_unique<FanOut>(node_set_);
     }
 
-    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the fan_out of its token.
+    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the fan-out of its token.
     static bool is_free(FanOut& fan_out) {
         if (fan_out.is_owed()) fan_out.advance();
         return !fan_out.is_owed();

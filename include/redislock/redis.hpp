@@ -1,4 +1,4 @@
-/// One Redis server as a backend: sessions with it, kept in a pool. It knows nothing of leases, or of trying again.
+/// One Redis server as a backend: connections to it, kept in a pool. It knows nothing of leases, or of trying again.
 /// tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 

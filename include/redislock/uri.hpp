@@ -24,7 +24,7 @@ struct Address {
         return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + port;
     }
 
-    /// Throws std::system_error with Errc::bad_uri; the message shows the URI without its password.
+    /// Throws std::system_error with Errc::bad_uri; the message shows of the URI only what can't be a password.
     static Address parse(std::string_view uri);
 };
 

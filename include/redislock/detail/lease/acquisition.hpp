@@ -17,7 +17,7 @@ public:
     B& backend;
 
     /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
-    /// request timeout; and each question has that time-out too, or what is left until the last word. Returns how many questions
+    /// request timeout; and each question has that timeout too, or what is left until the last word. Returns how many questions
     /// it took; 0: the lease is not ours.
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         const Millis request_timeout = options.effective_request_timeout();

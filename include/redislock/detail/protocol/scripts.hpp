@@ -24,7 +24,7 @@ struct AuxiliaryKeys {
         const auto open = key.find('{');
         const auto close = open == key.npos ? key.npos : key.find('}', open + 1);
         const bool tagged = close != key.npos && close > open + 1;
-        const std::string name{key}; // in full, so that no two keys have the same auxiliary_keys: not even k and {k}
+        const std::string name{key}; // in full, so that no two keys have the same auxiliary keys: not even k and {k}
         const std::string prefix = tagged ? name + ":redislock:tagged:" : "{" + name + "}:redislock:";
         waiting = prefix + "waiting";
         turn = prefix + "turn";
@@ -73,7 +73,7 @@ local left = redis.pcall('PTTL', KEYS[1])
 return type(left) == 'number' and left > -2 and -1 - left
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the auxiliary_keys.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the auxiliary keys.
 /// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1:
 /// there is none.
 inline constexpr std::string_view release_script = R"lua(local holder = redis.call('GET', KEYS[1])
@@ -112,7 +112,7 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary_keys. Announces a
+/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary keys. Announces a
 /// waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
 /// of the key, or its type if it is no string; -2 - n: it is free, and has been somebody's turn already, which he has
 /// for n ms yet.

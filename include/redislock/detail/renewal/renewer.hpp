@@ -119,7 +119,7 @@ private:
         const TimePoint now = Engine::now();
         std::optional<HeldLease::Renewed> renewed;
         {
-            const std::lock_guard guard{mutex_}; // first, for no other lease of the held_lease is to come in between
+            const std::lock_guard guard{mutex_}; // first, for no other lease of the same lock is to come in between
             renewed = renewal.held_lease->answered(renewal.token, answer, renewal.asked, now);
             const TimePoint due = renewal.held_lease->due;
             if (renewed && renewed->next < due)
