@@ -765,7 +765,7 @@ TEST_CASE("a wait that ends costs no connection, though answers take now a short
         const Failure why = failure([&] { return lock.try_lock_for(200ms); });
         CHECK((!why || why.code == Errc::no_expiry));
     }
-    CHECK(accepted(server) - before < rounds / 4);
+    CHECK(accepted(server) - before < rounds / 2); // by the fastest answer alone it is nearly each
 }
 
 TEST_CASE("a key that goes from one short lease to the next is not taken for a turn that does not come", "[waiting]") {

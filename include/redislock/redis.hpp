@@ -119,14 +119,14 @@ public:
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        detail::AwaitedQuestion question{
-            {.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline}};
+        const auto question = std::make_shared<AwaitedQuestion>(
+            Request{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline});
         std::unique_ptr<Channel> channel = take();
-        channel->send(std::make_unique<detail::InspectExchange>(question.shared(), holder));
-        drive(question, *channel, deadline);
+        channel->send(std::make_unique<detail::InspectExchange>(question, holder));
+        drive(*question, *channel, deadline);
         give_back(std::move(channel), deadline);
-        detail::locate(question.answer->why, *this);
-        return std::move(*question.answer);
+        detail::locate(question->answer->why, *this);
+        return std::move(*question->answer);
     }
 
     /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
@@ -148,15 +148,16 @@ private:
         // A waiter that can have no other connection blocks for not much longer than from one look to the next, and looks over its own
         // connection in between.
         if (waits && is_alone) request.patience = std::min(request.patience, request.recheck * 3 / 2);
-        AwaitedQuestion question{std::move(request)};
+        // Owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange stays in the pool.
+        const auto question = std::make_shared<AwaitedQuestion>(std::move(request));
         if (waits) {
             stand_in_line(question, *channel, is_alone);
         } else {
-            channel->send(question.shared());
-            drive(question, *channel, deadline);
+            channel->send(question);
+            drive(*question, *channel, deadline);
         }
         give_back(std::move(channel), deadline);
-        return std::move(*question.answer);
+        return std::move(*question->answer);
     }
 
     /// Until there is an answer, which the channel has at the latest by the question's deadline.
@@ -166,7 +167,7 @@ private:
     }
 
     void wait_for(Channel& channel, const Deadline& deadline) {
-        detail::ChannelWait wait{{TimePoint::max(), deadline.stop}};
+        detail::ChannelWait wait{deadline};
         wait.add(channel);
         wait();
         if (detail::stopped(deadline)) channel.abandon({Errc::timed_out, "stopped"});
@@ -174,32 +175,30 @@ private:
 
     /// A look of a waiter over another connection.
     struct Look {
-        Look(std::unique_ptr<Channel> over, Request announcement)
-            : channel{std::move(over)}, question{std::move(announcement)} {}
-        std::unique_ptr<Channel> channel;
-        AwaitedQuestion question;
+        std::unique_ptr<Channel> channel{};
+        std::shared_ptr<AwaitedQuestion> question{};
     };
 
     /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth anything. Both are
     /// waited for at once.
-    void stand_in_line(AwaitedQuestion& question, Channel& own, bool is_alone) {
-        auto exchange = std::make_unique<detail::LineExchange>(question.shared(), now());
+    void stand_in_line(const std::shared_ptr<AwaitedQuestion>& question, Channel& own, bool is_alone) {
+        auto exchange = std::make_unique<detail::LineExchange>(question, now());
         detail::LineExchange& line = *exchange; // until there is an answer
         own.send(std::move(exchange));
-        const Deadline& deadline = question.request.deadline;
-        const auto arrives = [&] { return own.advance(now()), question.answer.has_value(); };
+        const Deadline& deadline = question->request.deadline;
+        const auto arrives = [&] { return own.advance(now()), question->answer.has_value(); };
         std::optional<Look> look;
         if (arrives() || own.spin_wait(arrives)) return;
         while (!arrives()) {
             if (!look && line.look_at() <= now()) {
-                if (!is_alone || is_time_to_try(question.request))
-                    begin(look, question.request);
+                if (!is_alone || is_time_to_try(question->request))
+                    begin(look, question->request);
                 else if (const Failure lost = line.looked(nowhere, now()))
                     own.abandon(lost);
                 if (!look) continue;
             }
             if (look) look->channel->advance(now());
-            if (look && look->question.answer) {
+            if (look && look->question->answer) {
                 if (const Failure lost = end(look, line)) own.abandon(lost);
                 continue;
             }
@@ -209,7 +208,7 @@ private:
             wait();
             if (detail::stopped(deadline)) own.abandon({Errc::timed_out, "stopped"});
         }
-        if (question.answer->verdict == Verdict::unknown && question.answer->finds_no_connection()) next_try_ = 1;
+        if (question->answer->verdict == Verdict::unknown && question->answer->finds_no_connection()) next_try_ = 1;
         if (!look) return;
         look->channel->disown();
         give_back(std::move(look->channel), deadline);
@@ -217,15 +216,16 @@ private:
 
     void begin(std::optional<Look>& look, Request announcement) {
         announcement.deadline = announcement.first_answer(now());
-        look.emplace(take(), std::move(announcement));
-        look->channel->send(std::make_unique<detail::AnnounceExchange>(look->question.shared(), 0));
+        Look fresh{take(), std::make_shared<AwaitedQuestion>(std::move(announcement))};
+        fresh.channel->send(std::make_unique<detail::AnnounceExchange>(fresh.question, 0));
+        look = std::move(fresh);
     }
 
     /// Why the place in the line is worth nothing any more, if so.
     Failure end(std::optional<Look>& look, detail::LineExchange& line) {
-        if (look->question.answer->is_about_the_key()) next_try_ = 0;
-        Failure lost = line.looked(std::move(*look->question.answer), now());
-        give_back(std::move(look->channel), look->question.request.deadline);
+        if (look->question->answer->is_about_the_key()) next_try_ = 0;
+        Failure lost = line.looked(std::move(*look->question->answer), now());
+        give_back(std::move(look->channel), look->question->request.deadline);
         look.reset();
         return lost;
     }
@@ -240,18 +240,20 @@ private:
 
     /// A question whose answer nobody waits for, beyond its being sent.
     Answer send(Request request) {
-        struct Unheard final : detail::Question {
-            using Question::Question;
-            std::optional<Answer> answer{};
-            void answered(std::size_t, Answer one) override { answer = std::move(one); }
-        };
         const Deadline deadline = request.deadline;
-        const auto question = std::make_shared<Unheard>(std::move(request));
+        request.deadline.at = TimePoint::max(); // of its answer: there is no time by which that must be here
+        const auto question = std::make_shared<AwaitedQuestion>(std::move(request));
         std::unique_ptr<Channel> channel = take();
-        channel->send(std::shared_ptr<detail::Question>{question});
-        for (channel->advance(now()); !channel->is_flushed() && !question->answer; channel->advance(now()))
+        channel->send(question);
+        channel->advance(now());
+        while (!channel->is_flushed() && !question->answer) {
+            if (now() >= deadline.at) channel->abandon({Errc::timed_out, "sending"});
+            if (question->answer) return *question->answer;
             wait_for(*channel, deadline);
-        Answer answer = question->answer.value_or(Answer{Verdict::unknown});
+            channel->advance(now());
+        }
+        const Answer answer = question->answer.value_or(Answer{Verdict::unknown});
+        channel->disown();
         give_back(std::move(channel), deadline);
         return answer.why ? answer : Answer{Verdict::unknown};
     }

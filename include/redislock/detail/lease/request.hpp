@@ -144,7 +144,7 @@ struct AwaitedQuestion : Question {
     std::optional<Answer> answer{};
     void answered(std::size_t, Answer one) override { answer = std::move(one); }
 
-    /// As what an exchange holds; it must not outlive this.
+    /// Without an owner: for a channel that does not outlive it.
     std::shared_ptr<Question> shared() noexcept { return {std::shared_ptr<void>{}, this}; }
 };
 } // namespace detail

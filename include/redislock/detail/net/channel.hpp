@@ -86,14 +86,12 @@ public:
             connection_.finish_open(endpoint()))
             phase_ = Phase::handshake;
         if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) phase_ = Phase::ready;
-        if (phase_ == Phase::ready) {
-            begin(now);
-            receive(now);
-        }
+        if (phase_ == Phase::ready) exchange(now);
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
         if (!is_pausing_ && due_ <= now && !outlasts_overdue(now)) fail(why_overdue());
+        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
     }
 
     /// What its connection is to be polled for.
@@ -170,6 +168,15 @@ private:
         }
         if (server_.handshake.has_name()) connection_.owe_reply();
         return true;
+    }
+
+    /// Where there is no memory the connection is closed: a reply may have been read and not judged.
+    void exchange(TimePoint now) try {
+        begin(now);
+        receive(now);
+    } catch (...) {
+        connection_.close();
+        throw;
     }
 
     /// What has waited for the connection goes out. Not so the acquires that this server must not grant yet, or whose time is up:
@@ -330,18 +337,23 @@ private:
     }
 
     void fail(const Failure& why) {
+        Exchanges counted, unsent; // what may throw comes first
+        std::deque<Slot> under_way;
         const bool is_left = phase_ >= Phase::handshake && connection_.good();
         if (is_left) leave();
         const std::uint64_t sent = sent_;
         hang_up();
         ++nth_;
         acquires_ = 0;
-        for (auto& exchange : std::exchange(counted_, {})) exchange->tell(exchange->unanswered(Verdict::unknown, why));
-        for (Slot& slot : std::exchange(under_way_, {})) {
+        counted.swap(counted_);
+        under_way.swap(under_way_);
+        unsent.swap(unsent_);
+        for (auto& exchange : counted) exchange->tell(exchange->unanswered(Verdict::unknown, why));
+        for (Slot& slot : under_way) {
             const Verdict verdict = slot.end <= sent ? Verdict::unknown : Verdict::no;
             if (slot.exchange) slot.exchange->tell(slot.exchange->unanswered(verdict, why));
         }
-        for (auto& exchange : std::exchange(unsent_, {})) {
+        for (auto& exchange : unsent) {
             const bool may_be_done = is_left && exchange->request().verb == Verb::release;
             exchange->tell(exchange->unanswered(may_be_done ? Verdict::unknown : Verdict::no, why));
         }
@@ -355,7 +367,8 @@ private:
         bool is_blocked = false;
         for (const Slot& slot : under_way_) {
             if (!slot.exchange || !slot.exchange->needs_undo()) continue;
-            is_blocked |= slot.exchange->blocks();
+            // Not where WAIT follows: the server would drop the undo behind it when it finds us gone.
+            is_blocked |= slot.exchange->blocks() && slot.exchange->request().replicas == 0;
             if (!slot.exchange->may_grant() || slot.exchange->gives_up()) last += slot.exchange->undo();
         }
         for (const auto& exchange : counted_)
