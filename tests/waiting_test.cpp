@@ -750,6 +750,22 @@ TEST_CASE("false is that somebody held the key, though the server hangs at the e
     CHECK_FALSE(got);
 }
 
+TEST_CASE("a release that nobody waits for is sent though its time is up, and costs no connection",
+          "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    Request acquire{Verb::acquire, "k", Token::from_bits(1, 1), 60s, later(redis.now(), 20s)};
+    REQUIRE(redis.ask(acquire).verdict == Verdict::yes);
+    const long long before = accepted(server);
+    Request release = acquire;
+    release.verb = Verb::release;
+    release.wants_answer = false;
+    release.deadline = redis.now();
+    CHECK(redis.ask(release).verdict == Verdict::unknown);
+    CHECK(redis.ask(acquire).verdict == Verdict::yes); // behind it, on the same connection
+    CHECK(accepted(server) == before);
+}
+
 TEST_CASE("a wait that ends costs no connection, though answers take now a short and now a long time",
           "[redis][waiting]") {
     test::RedisServer server;
