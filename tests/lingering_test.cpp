@@ -154,6 +154,7 @@ TEST_CASE("a thread waits for lingering sockets while there are any", "[lingerin
     until([&] { return threads() == before; }); // a thread that was joined is listed for a moment yet
 }
 
+#if !defined(__SANITIZE_ADDRESS__) // whose allocator a forked child may find locked for ever
 TEST_CASE("a forked child has none of its parent's lingering sockets, and leaves them alone", "[lingering]") {
     detail::PerProcess<LingeringShare> share;
     Pair parents;
@@ -173,6 +174,7 @@ TEST_CASE("a forked child has none of its parent's lingering sockets, and leaves
     parents.answer();
     CHECK(parents.ends_within(8s));
 }
+#endif
 
 TEST_CASE("where no descriptor is left those of lingering sockets are used", "[redis][lingering]") {
     test::RedisServer silent, server;
