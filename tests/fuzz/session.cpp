@@ -1,12 +1,14 @@
 // Whole conversations with a server that answers as the input tells it: in pieces, late, never, with any other bytes before or
 // behind, or by hanging up. They go through real sockets, in one thread: when the library would wait, the server acts, and
-// where it has nothing to do, the time passes. Redis is the way that blocks, its Link the one that does not.
+// where it has nothing to do, the time passes. The library's own thread, which closes the connections that were given up, waits in
+// real time. Redis is the way that blocks, its Link the one that does not.
 #include "fuzz.hpp"
 
 #include <redislock/redis.hpp>
 
 #include <sys/syscall.h>
 
+#include <atomic>
 #include <deque>
 
 using namespace redislock;
@@ -15,7 +17,10 @@ using fuzz::claim;
 namespace {
 
 /// Of the clock of leases; it goes on a little with every look at it, so that nobody looks for ever.
-std::chrono::nanoseconds the_time{0};
+std::atomic<std::chrono::nanoseconds> the_time{};
+thread_local bool passes_time = false; ///< in this thread: of it there is one
+
+void pass(std::chrono::nanoseconds time) { the_time = the_time.load() + time; }
 
 enum class Fate { granted, refused, unknown_script, error };
 
@@ -84,7 +89,7 @@ public:
         Peer& peer = peers_[step / 8 % peers_.size()];
         switch (step % 8) {
         case 0: peer.send(1 + script_->byte()); break;
-        case 1: the_time += std::min<std::chrono::nanoseconds>(limit, Millis{script_->byte()}); break;
+        case 1: pass(std::min<std::chrono::nanoseconds>(limit, Millis{script_->byte()})); break;
         case 2: peer.say(script_->bytes(script_->below(64)), between); break;
         case 3: {
             const bool owes = peer.send(peer.out.size());
@@ -274,23 +279,29 @@ void judge(const Question& question) {
 
 extern "C" int clock_gettime(clockid_t clock, timespec* into) noexcept {
     if (clock != CLOCK_BOOTTIME) return static_cast<int>(::syscall(SYS_clock_gettime, clock, into));
-    the_time += std::chrono::microseconds{20};
-    *into = {the_time.count() / 1'000'000'000, the_time.count() % 1'000'000'000};
+    if (passes_time) pass(std::chrono::microseconds{20});
+    const auto time = the_time.load().count();
+    *into = {time / 1'000'000'000, time % 1'000'000'000};
     return 0;
 }
 
 extern "C" int sched_yield() noexcept { return 0; }
 
 extern "C" int poll(pollfd* entries, nfds_t count, int timeout) {
-    for (const auto end = the_time + Millis{timeout};;) {
+    if (!passes_time) {
+        const timespec limit{timeout / 1000, timeout % 1000 * 1'000'000};
+        return ::ppoll(entries, count, timeout < 0 ? nullptr : &limit, nullptr);
+    }
+    for (const auto end = the_time.load() + Millis{timeout};;) {
         const timespec at_once{};
         const int ready = ::ppoll(entries, count, &at_once, nullptr);
-        if (ready != 0 || the_time >= end) return ready;
-        if (!server().act(end - the_time, false)) the_time = end;
+        if (ready != 0 || the_time.load() >= end) return ready;
+        if (!server().act(end - the_time.load(), false)) the_time = end;
     }
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    passes_time = true;
     fuzz::Input input{data, size};
     const unsigned flags = input.byte();
     Address address;
