@@ -404,7 +404,7 @@ TEST_CASE("a channel that was hung up on opens again with the time that its next
         CHECK(channels[0].due() > asked);
         while (!question.answer) {
             channels[0].advance(detail::now());
-            if (!question.answer) detail::Channel::wait(later(asked, within), channels);
+            if (!question.answer) detail::ChannelWait{later(asked, within), channels}();
         }
         return *question.answer;
     };

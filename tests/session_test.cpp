@@ -48,7 +48,7 @@ Answer answered(const FakeServer& fake, Verb verb, unsigned db = 0, const char* 
     detail::AwaitedQuestion question{request(verb, deadline)};
     for (channels[0].send(question.shared()); !question.answer;) {
         channels[0].advance(now());
-        if (!question.answer) detail::Channel::wait(deadline, channels);
+        if (!question.answer) detail::ChannelWait{deadline, channels}();
     }
     CHECK((question.answer->why.code != Errc::protocol_error || channels[0].is_closed()));
     return *question.answer;
@@ -71,7 +71,7 @@ public:
     void advance() { channels_[0].advance(now()); }
     /// Goes on until that one is answered.
     Answer answer(std::size_t nth) {
-        for (; !is_answered(nth); advance()) detail::Channel::wait(later(now(), generous), channels_);
+        for (; !is_answered(nth); advance()) detail::ChannelWait{later(now(), generous), channels_}();
         return *answers_[nth]->answer;
     }
     bool is_answered(std::size_t nth) const { return answers_[nth]->answer.has_value(); }
@@ -171,7 +171,7 @@ TEST_CASE("a server's time without a vote counts from its answer, though we were
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     detail::AwaitedQuestion question{request(Verb::acquire)};
     for (channels[0].send(question.shared()); !question.answer;
-         detail::Channel::wait(question.request.deadline, channels))
+         detail::ChannelWait{question.request.deadline, channels}())
         channels[0].advance(now() - 10s);
     CHECK(question.answer->why.code == Errc::restarted);
 }
@@ -245,7 +245,7 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     detail::AwaitedQuestion question{request(Verb::release, later(now(), 50ms))};
     for (channels[0].send(question.shared()); !question.answer;
-         detail::Channel::wait(question.request.deadline, channels))
+         detail::ChannelWait{question.request.deadline, channels}())
         channels[0].advance(now());
     CHECK(question.answer->why.code == Errc::timed_out);
     given_up.set_value();
@@ -407,7 +407,8 @@ TEST_CASE("a renewal does not go over a connection that is in doubt, though anot
         CHECK(answers.size() == 3);
         CHECK(at.connections() == 2);
     };
-    detail::ServerPort port{server};
+    detail::ChannelPool pool{server, 16};
+    detail::ServerPort port{pool};
     check(port, fake);
     Redis voter{another.unix_uri(), {.client_name = ""}};
     detail::QuorumPort<Redis> of_one{{&voter}};
@@ -523,7 +524,8 @@ TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer"
     }};
     const Address address = Address::parse(fake.unix_uri());
     const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
-    detail::ServerPort port{server};
+    detail::ChannelPool pool{server, 16};
+    detail::ServerPort port{pool};
     const detail::Alarm alarm;
     const auto send = [&](unsigned replicas) {
         const auto held_lease = std::make_shared<detail::HeldLease>("k", Options{.min_replicas = replicas});

@@ -2,13 +2,12 @@
 // A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
 #include "catch.hpp"
 #include "fake_server.hpp"
+#include "no_descriptors.hpp"
 #include "proxy.hpp"
 #include "redis_server.hpp"
 #include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
-
-#include <sys/resource.h>
 
 #include <atomic>
 #include <deque>
@@ -585,31 +584,6 @@ namespace {
 constexpr Millis request_timeout{400};
 constexpr Options looks_over_others{.ttl = 60s, .renew = false, .request_timeout = request_timeout};
 
-/// Whoever tries to open another descriptor in this process fails, but for as many as are spared.
-class NoDescriptors {
-public:
-    explicit NoDescriptors(unsigned spared) {
-        ::getrlimit(RLIMIT_NOFILE, &before_);
-        const rlimit few{std::min<rlim_t>(before_.rlim_cur, 512), before_.rlim_max};
-        ::setrlimit(RLIMIT_NOFILE, &few);
-        for (int fd = 0; fd >= 0;) {
-            fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
-            if (fd >= 0) taken_.push_back(fd);
-        }
-        for (; spared > 0; --spared, taken_.pop_back()) ::close(taken_.back());
-    }
-    NoDescriptors(const NoDescriptors&) = delete;
-    NoDescriptors& operator=(const NoDescriptors&) = delete;
-    ~NoDescriptors() {
-        for (const int fd : taken_) ::close(fd);
-        ::setrlimit(RLIMIT_NOFILE, &before_);
-    }
-
-private:
-    rlimit before_{};
-    std::vector<int> taken_;
-};
-
 long long accepted(test::RedisServer& server) { return server.statistic("stats", "total_connections_received:"); }
 
 /// For how many seconds the client that is blocked has been so.
@@ -657,7 +631,7 @@ TEST_CASE("a waiter whose process has no other descriptor is served at the relea
     Redis redis{server.unix_uri()}, holders{server.unix_uri()};
     RedisLock holder{holders, "k", {.ttl = 60s, .renew = false}};
     REQUIRE(server.blocked_clients() == 0); // by a connection that it keeps
-    const NoDescriptors none{1};
+    const test::NoDescriptors none{1};
     Waiters waiters{server, redis, looks_over_others};
     waiters.add();
     const long long first = accepted(server);
@@ -762,6 +736,7 @@ TEST_CASE("a release that nobody waits for is sent though its time is up, and co
     Request release = acquire;
     release.verb = Verb::release;
     release.wants_answer = false;
+    release.was_granted = true;
     release.deadline = redis.now();
     CHECK(redis.ask(release).verdict == Verdict::unknown);
     CHECK(redis.ask(acquire).verdict == Verdict::yes); // behind it, on the same connection

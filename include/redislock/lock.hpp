@@ -78,9 +78,9 @@ public:
         return *this;
     }
 
-    /// Unlocks. Blocks for at most the request timeout; with `confirm_release = false` not at all, unless a connection
-    /// has to be made.
-    ~RedisLock() { let_go(!state_ || state_->options.confirm_release); }
+    /// Unlocks. Blocks for at most the request timeout, and where there is trouble only once; with `confirm_release = false` not at all,
+    /// unless a connection has to be made. See unlock() on what could not be released.
+    ~RedisLock() { let_go(!state_ || state_->options.confirm_release ? Release::once : Release::unconfirmed); }
 
     /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
     /// has lasted for the request timeout since it was noticed, so within three times that. What was granted unknown to us is undone.
@@ -114,8 +114,10 @@ public:
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
-    /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble.
-    Outcome unlock() noexcept { return let_go(true); }
+    /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble. A key whose release was not
+    /// answered by then is released in the background as soon as the server can be reached, for as long as the key may be there and the
+    /// backend lives; the outcome stays unknown.
+    Outcome unlock() noexcept { return let_go(Release::until_answered); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
     /// Blocks for at most the request timeout, and not beyond the end of the lease. Throws Errc::bad_option for a ttl
@@ -203,6 +205,8 @@ public:
     friend void swap(RedisLock& a, RedisLock& b) noexcept { a.swap(b); }
 
 private:
+    using Release = typename detail::Acquisition<B>::Release;
+
     /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
     struct State : detail::Acquisition<B> {
         using detail::Acquisition<B>::Acquisition;
@@ -249,7 +253,7 @@ private:
                      {state.key, state.granted - started, attempts, fencing_token});
         return true;
     } catch (...) {
-        let_go(false);
+        let_go(Release::unconfirmed);
         throw;
     }
 
@@ -277,13 +281,13 @@ private:
         if (state.drop()) state.backend.drop(state);
     }
 
-    Outcome let_go(bool wants_answer) noexcept try {
+    Outcome let_go(Release how) noexcept try {
         if (!is_ours()) return Outcome::not_held;
         const detail::Uncancelled call;
         State& state = *state_;
         unshare(state);
         const TimePoint now = state.backend.now();
-        const auto [outcome, why] = state.let_go(now, wants_answer);
+        const auto [outcome, why] = state.let_go(now, how);
         if (outcome != Outcome::not_held)
             detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome, why});
         return outcome;

@@ -241,7 +241,7 @@ private:
             if (held_lease->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), held_lease));
             const TimePoint moment = simulated_;
             guard.unlock(); // observers and callbacks may do what they like
-            if (step.act == Act::renew) {
+            if (step.act == Act::ask) {
                 const detail::Renewal renewal{held_lease, step.token, moment, step.deadline};
                 const Answer answer = this->renewed(renewal.request());
                 const auto renewed = held_lease->answered(step.token, answer, moment, moment);
@@ -267,7 +267,7 @@ private:
         const Fault fault = next_fault();
         const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
         if (fault == Fault::request_lost || fault == Fault::reset_before) return silence;
-        const Answer done = keys().carry_out({request, Verb::extend, time()});
+        const Answer done = keys().carry_out({request, request.verb, time()});
         return fault == Fault::none ? done : silence;
     }
 

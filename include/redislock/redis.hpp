@@ -3,7 +3,7 @@
 #pragma once
 
 #include "backend.hpp"
-#include "detail/net/channel.hpp"
+#include "detail/net/channel_pool.hpp"
 #include "detail/protocol/line.hpp"
 #include "detail/renewal/renewal_channels.hpp"
 #include "detail/renewal/renewer.hpp"
@@ -11,7 +11,6 @@
 #include "uri.hpp"
 
 #include <atomic>
-#include <mutex>
 
 namespace redislock {
 
@@ -31,36 +30,45 @@ struct RedisOptions {
 };
 
 namespace detail {
-/// The way of renewals to a server.
+/// The way of the worker's requests to a server: over the connections that are there, or else over new ones.
 class ServerPort {
 public:
     using Engine = System;
 
-    explicit ServerPort(const Server& server) : channels_{{&server}} {}
+    explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
 
     void send(Renewal renewal) {
-        Channel& way = channels_.to(0, renewal.held_lease->options.min_replicas);
-        way.send(std::make_shared<Extension>(std::move(renewal), answered_));
+        BorrowedChannel& way = channels_.to(0, renewal.held_lease->options.min_replicas);
+        way.send(std::make_shared<Errand>(std::move(renewal), pool_, answered_));
     }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Channel& way : channels_.all) way.advance(now);
+        for (BorrowedChannel& way : channels_.all) way.advance(now);
         for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
     TimePoint due() const noexcept { return channels_.due(); }
-    void wait(const Alarm& alarm) const { Channel::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
+    void wait(const Alarm& alarm) const {
+        ChannelWait wait{{TimePoint::max(), alarm.fd()}};
+        for (const BorrowedChannel& way : channels_.all) way.add_to(wait);
+        wait();
+    }
 
 private:
-    struct Extension final : Question {
-        Extension(Renewal of, std::shared_ptr<AnsweredRenewals> into)
-            : Question{of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
+    struct Errand final : Question {
+        Errand(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
+            : Question{of.request()}, renewal{std::move(of)}, pool{over}, answers{std::move(into)} {}
         const Renewal renewal;
+        ChannelPool& pool;
         const std::shared_ptr<AnsweredRenewals> answers;
-        void answered(std::size_t, Answer answer) override { answers->emplace_back(renewal, std::move(answer)); }
+        void answered(std::size_t, Answer answer) override {
+            pool.count(request, answer);
+            answers->emplace_back(renewal, std::move(answer));
+        }
     };
 
     const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
-    RenewalChannels<Channel, const Server> channels_;
+    ChannelPool& pool_;
+    RenewalChannels<BorrowedChannel, ChannelPool> channels_;
 };
 } // namespace detail
 
@@ -96,6 +104,10 @@ public:
     using Engine = detail::System;
     struct Link : detail::Channel {
         explicit Link(const Redis& redis) : detail::Channel{redis.server_} {}
+        template <class Links>
+        static void wait(const Deadline& deadline, const Links& links) {
+            detail::ChannelWait{deadline, links}();
+        }
     };
 
     /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see RedisOptions::restart_delay.
@@ -121,17 +133,17 @@ public:
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         const auto question = std::make_shared<AwaitedQuestion>(
             Request{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline});
-        std::unique_ptr<Channel> channel = take();
+        std::unique_ptr<Channel> channel = pool_.take(Verb::acquire);
         channel->send(std::make_unique<detail::InspectExchange>(question, holder));
         drive(*question, *channel, deadline);
-        give_back(std::move(channel), deadline);
+        pool_.give_back(std::move(channel));
         detail::locate(question->answer->why, *this);
         return std::move(*question->answer);
     }
 
-    /// Renewals travel on a connection of their own, in a thread that is started with the first of them.
+    /// In a thread that is started with the first lease that is kept; over connections that nobody else uses.
     void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
-        renewers_.keep(held_lease, when, server_);
+        renewers_.keep(held_lease, when, pool_);
     }
     void drop(detail::HeldLease& held_lease) noexcept { renewers_.drop(held_lease); }
 
@@ -140,8 +152,7 @@ private:
     using AwaitedQuestion = detail::AwaitedQuestion;
 
     Answer ask_and_wait(Request request) {
-        std::unique_ptr<Channel> channel = take();
-        const Deadline deadline = request.deadline;
+        std::unique_ptr<Channel> channel = pool_.take(request.verb);
         const bool waits = request.patience >= shortest_block && channel->lets_wait(request.key);
         if (!waits) request.deadline = request.first_answer(now());
         const bool is_alone = next_try_ != 0;
@@ -149,15 +160,27 @@ private:
         // connection in between.
         if (waits && is_alone) request.patience = std::min(request.patience, request.recheck * 3 / 2);
         // Owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange stays in the pool.
-        const auto question = std::make_shared<AwaitedQuestion>(std::move(request));
-        if (waits) {
+        auto question = std::make_shared<AwaitedQuestion>(std::move(request));
+        if (waits)
             stand_in_line(question, *channel, is_alone);
-        } else {
-            channel->send(question);
-            drive(*question, *channel, deadline);
+        else
+            drive(question, *channel);
+        if (question->answer->verdict == Verdict::no && !channel->was_ready() && !waits) {
+            // Where no connection can be made, one that is there will do for a moment: also one that is kept for releases.
+            if (std::unique_ptr<Channel> idle = pool_.take_idle(Verb::release)) {
+                channel = std::move(idle);
+                question = std::make_shared<AwaitedQuestion>(question->request);
+                drive(question, *channel);
+            }
         }
-        give_back(std::move(channel), deadline);
+        pool_.count(question->request, *question->answer);
+        pool_.give_back(std::move(channel));
         return std::move(*question->answer);
+    }
+
+    void drive(const std::shared_ptr<AwaitedQuestion>& question, Channel& channel) {
+        channel.send(question);
+        drive(*question, channel, question->request.deadline);
     }
 
     /// Until there is an answer, which the channel has at the latest by the question's deadline.
@@ -211,12 +234,12 @@ private:
         if (question->answer->verdict == Verdict::unknown && question->answer->finds_no_connection()) next_try_ = 1;
         if (!look) return;
         look->channel->disown();
-        give_back(std::move(look->channel), deadline);
+        pool_.give_back(std::move(look->channel));
     }
 
     void begin(std::optional<Look>& look, Request announcement) {
         announcement.deadline = announcement.first_answer(now());
-        Look fresh{take(), std::make_shared<AwaitedQuestion>(std::move(announcement))};
+        Look fresh{pool_.take(Verb::acquire), std::make_shared<AwaitedQuestion>(std::move(announcement))};
         fresh.channel->send(std::make_unique<detail::AnnounceExchange>(fresh.question, 0));
         look = std::move(fresh);
     }
@@ -225,7 +248,7 @@ private:
     Failure end(std::optional<Look>& look, detail::LineExchange& line) {
         if (look->question->answer->is_about_the_key()) next_try_ = 0;
         Failure lost = line.looked(std::move(*look->question->answer), now());
-        give_back(std::move(look->channel), look->question->request.deadline);
+        pool_.give_back(std::move(look->channel));
         look.reset();
         return lost;
     }
@@ -243,7 +266,7 @@ private:
         const Deadline deadline = request.deadline;
         request.deadline.at = TimePoint::max(); // of its answer: there is no time by which that must be here
         const auto question = std::make_shared<AwaitedQuestion>(std::move(request));
-        std::unique_ptr<Channel> channel = take();
+        std::unique_ptr<Channel> channel = pool_.take(question->request.verb);
         channel->send(question);
         channel->advance(now());
         while (!channel->is_flushed() && !question->answer) {
@@ -254,7 +277,8 @@ private:
         }
         const Answer answer = question->answer.value_or(Answer{Verdict::unknown});
         channel->disown();
-        give_back(std::move(channel), deadline);
+        pool_.count(question->request, answer);
+        pool_.give_back(std::move(channel));
         return answer.why ? answer : Answer{Verdict::unknown};
     }
 
@@ -271,45 +295,6 @@ private:
 
     inline static const Answer nowhere{Verdict::no, {Errc::unreachable, {}}};
 
-    using Idle = std::vector<std::unique_ptr<Channel>>;
-
-    /// The one used last, for its caches are warm; a new one if there is none that is fit.
-    std::unique_ptr<Channel> take() {
-        constexpr std::size_t most_owed =
-            16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
-        for (auto& [mutex, idle] = idle_.get();;) {
-            std::unique_ptr<Channel> channel;
-            {
-                const std::lock_guard guard{mutex};
-                if (idle.empty()) break;
-                channel = std::move(idle.back());
-                idle.pop_back();
-            }
-            if (channel->take_back(now()) && channel->owed() <= most_owed) return channel;
-        }
-        server_.lingering.get().sockets.sweep();
-        return std::make_unique<Channel>(server_, true);
-    }
-
-    void give_back(std::unique_ptr<Channel> channel, const Deadline& deadline) noexcept try {
-        if (channel->is_closed() && !detail::stopped(deadline)) forget_idle();
-        if (!channel->is_ready()) return;
-        auto& [mutex, idle] = idle_.get();
-        const std::lock_guard guard{mutex};
-        if (idle.size() >= options_.idle_connections) return;
-        channel->set_aside();
-        idle.push_back(std::move(channel));
-    } catch (...) { // no room for it: it's closed
-    }
-
-    /// Where one has died the others may be dead as well, though they don't know yet.
-    void forget_idle() {
-        Idle forgotten; // closed without the mutex
-        auto& [mutex, idle] = idle_.get();
-        const std::lock_guard guard{mutex};
-        idle.swap(forgotten);
-    }
-
     /// What is left for a block to be worth it: a few ms are lost to rounding.
     static constexpr Millis shortest_block{5};
 
@@ -317,7 +302,7 @@ private:
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;
-    detail::PerProcess<detail::Guarded<Idle>> idle_;
+    detail::ChannelPool pool_{server_, options_.idle_connections};
     std::atomic<TimePoint::rep> next_try_{0}; ///< at a second connection, since a waiter could have none; 0: it could
     detail::Renewers<detail::ServerPort> renewers_;
 };

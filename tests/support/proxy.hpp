@@ -133,6 +133,11 @@ public:
         span_ = span;
         for (Link& link : links_) link.mode = mode;
     }
+    /// The connections that there are die in silence, as behind a firewall that has forgotten them; new ones pass.
+    void go_silent() {
+        const std::lock_guard guard{mutex_};
+        for (Link& link : links_) link.mode = Mode::swallow;
+    }
     /// Who wants to connect from now on gets no answer at all, as from a firewall; the connections that there are go on.
     void drop_newcomers() {
         const std::lock_guard guard{mutex_};

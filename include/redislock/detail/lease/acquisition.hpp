@@ -109,13 +109,16 @@ public:
         std::error_code why{}; ///< of an unknown outcome
     };
 
-    /// Ends the lease, and says what had become of it.
-    Ended let_go(TimePoint now, bool wants_answer) {
+    /// Whether the answer to a release is waited for, and asked for again while there is trouble.
+    enum class Release { until_answered, once, unconfirmed };
+
+    /// Ends the lease, and says what had become of it. What could not be released is left to the backend's worker.
+    Ended let_go(TimePoint now, Release how) {
         const Lease::State was = lease.state(now);
         lease.let_go();
         if (was == Lease::State::lost) return {lease.loss()};
         if (was == Lease::State::held || was == Lease::State::lapsed)
-            return release(later(now, options.effective_request_timeout()), wants_answer);
+            return release(later(now, options.effective_request_timeout()), how);
         undo_unheard();
         return {Outcome::not_held};
     }
@@ -134,6 +137,7 @@ private:
     Request request(Verb verb, const Deadline& deadline) const {
         Request request = HeldLease::request(verb, lease.token(), options.ttl, deadline);
         request.nodes = lease.nodes();
+        request.was_granted = verb == Verb::release && request.token == granted_;
         return request;
     }
 
@@ -144,14 +148,14 @@ private:
     /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What was cut short
     /// tells less than the trouble before it.
     template <class Judge>
-    auto insist(const Request& request, Judge judge) {
+    auto insist(const Request& request, Judge judge, bool again = true) {
         Failure trouble;
         for (Backoff backoff{backend, options.max_retry_delay};;) {
             Answer answer = backend.ask(request);
             if (trouble && answer.why.code == Errc::timed_out) answer.why = trouble;
             trouble = answer.why;
             const auto judged = judge(answer);
-            if (!answer.is_trouble() || backend.now() >= request.deadline.at) return judged;
+            if (!again || !answer.is_trouble() || backend.now() >= request.deadline.at) return judged;
             backoff.rest(request.deadline);
         }
     }
@@ -169,6 +173,7 @@ private:
         Request question = request(Verb::acquire, deadline);
         question.patience = patience;
         Answer answer = backend.ask(question);
+        if (answer.verdict == Verdict::yes) granted_ = question.token;
         had_to_wait_ = answer.queued && answer.holder_left != Millis::zero();
         const bool aged = backend.now() - asked > options.ttl / 10;
         if (answer.verdict == Verdict::yes && answer.queued && aged && !made_young(deadline))
@@ -191,14 +196,29 @@ private:
         return deadline.by(later(backend.now(), options.effective_request_timeout()));
     }
 
-    Ended release(TimePoint deadline, bool wants_answer) {
+    Ended release(TimePoint deadline, Release how) {
         Request question = request(Verb::release, deadline);
-        question.wants_answer = wants_answer;
-        return insist(question, [&, why = std::error_code{}](const Answer& answer) mutable {
+        question.wants_answer = how != Release::unconfirmed;
+        std::error_code why;
+        bool is_open = false;
+        const auto judge = [&](const Answer& answer) {
             if (!answer.is_about_the_key()) why = answer.why.code; // to which it may have been deleted
-            const Outcome outcome = lease.released(answer);
-            return Ended{outcome, outcome == Outcome::unknown ? why : std::error_code{}};
-        });
+            is_open = answer.is_trouble();
+            return lease.released(answer);
+        };
+        const Outcome outcome = insist(question, judge, how != Release::once);
+        if (is_open) leave_behind(std::move(question));
+        return {outcome, outcome == Outcome::unknown ? why : std::error_code{}};
+    }
+
+    /// Where there is no memory, or no thread, the key goes with its ttl.
+    void leave_behind(Request release) noexcept try {
+        if (std::exchange(left_behind_, release.token) == release.token) return;
+        const TimePoint now = backend.now();
+        const auto rest = std::make_shared<HeldLease>(key, options);
+        rest->leave_behind(std::move(release), std::max(lease.end(), later(now, options.ttl)));
+        backend.keep(rest, now);
+    } catch (...) {
     }
 
     /// There is no time left to hear of it, but what may have been granted can still be undone.
@@ -206,7 +226,7 @@ private:
         const TimePoint now = backend.now();
         if (!lease.unsettled(now)) return;
         lease.let_go();
-        release(now, false);
+        release(now, Release::unconfirmed);
     }
 
     [[noreturn]] void fail(const Failure& why) {
@@ -215,6 +235,8 @@ private:
     }
 
     RoundTrip round_trip_{options.effective_request_timeout()};
+    Token granted_{};          ///< of the last grant
+    Token left_behind_{};      ///< of the last one that was left to the backend's worker
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

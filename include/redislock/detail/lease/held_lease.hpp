@@ -1,5 +1,6 @@
-/// A lease in the hands of its holder, as the guard and whoever renews it share it: when to renew it, when it is lost, and whom
-/// to tell. It asks nobody and waits for nothing: time and answers come in as arguments.
+/// A lease in the hands of its holder, as the guard and the worker that renews it share it: when to renew it, when it is lost, and whom
+/// to tell; or what is left of a lease, for the worker to release. It asks nobody and waits for nothing: time and answers come in as
+/// arguments.
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
@@ -35,13 +36,13 @@ public:
         return request;
     }
 
-    /// What a renewer is to do now, and when to come back.
+    /// What the worker is to do now, and when to come back.
     struct Step {
-        enum class Act { nothing, renew, tell };
+        enum class Act { nothing, ask, tell };
         Act act;
         TimePoint next;
-        Token token{};                               ///< to renew
-        TimePoint deadline{};                        ///< of that renewal's answer; or of telling: the end of the lease
+        Token token{};                               ///< to ask for: see errand()
+        TimePoint deadline{};                        ///< of its answer; or of telling: the end of the lease
         Loss why = Loss::expired;                    ///< to tell
         std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
     };
@@ -55,6 +56,23 @@ public:
         renew_at_ = options.renew ? asked + third() : TimePoint::max();
         give_up_ = options.max_hold ? later(asked, *options.max_hold) : TimePoint::max();
         return next();
+    }
+
+    /// In place of keep(): the lease is not held any more, and its release was not answered. The worker asks for it again until it is, or
+    /// until the key is gone by itself. Nobody else has a part in it.
+    void leave_behind(Request release, TimePoint gone_by) {
+        left_behind_ = std::move(release);
+        left_behind_->wants_answer = true;
+        kept_ = true;
+        give_up_ = gone_by;
+    }
+    bool is_left_behind() const noexcept { return left_behind_.has_value(); }
+
+    /// What Step::Act::ask asks for.
+    Request errand(const Token& token, TimePoint deadline) const {
+        Request errand = left_behind_ ? *left_behind_ : request(Verb::extend, token, options.ttl, deadline);
+        errand.deadline = deadline;
+        return errand;
     }
 
     /// The lease is the guard's alone again, and what is answered later makes no difference. What was lost() before is
@@ -99,6 +117,7 @@ public:
         const std::lock_guard guard{mutex};
         if (!kept_ || told_) return {Step::Act::nothing, TimePoint::max()};
         const TimePoint now = latest(time), end = lease.end();
+        if (is_left_behind()) return step_of_release(now);
         if (now >= last_call()) lease.cut_short(now);
         if (!lease.held(now) || now >= give_up_) {
             told_ = true;
@@ -109,23 +128,24 @@ public:
         const TimePoint deadline = std::min({last_call(), give_up_, now + options.effective_request_timeout()});
         asking_ = true;
         ask_again_ = std::max(deadline, now + third());
-        return {Step::Act::renew, next(), lease.token(), deadline};
+        return {Step::Act::ask, next(), lease.token(), deadline};
     }
 
-    /// What became of a renewal.
+    /// What became of it.
     struct Renewed {
         TimePoint next;           ///< when to come back: at once, if the lease is lost
         bool confirmed;           ///< it was extended
         TimePoint::duration left; ///< of the lease as it had been
     };
 
-    /// An extension with this token, asked at `asked`, was answered. Nothing, if it was another lease's.
+    /// What was asked for with this token, at `asked`, was answered. Nothing, if it was another lease's.
     std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked,
                                     TimePoint time) noexcept {
         const std::lock_guard guard{mutex};
-        if (!kept_ || lease.token() != token) return std::nullopt;
+        if (!kept_ || token != (left_behind_ ? left_behind_->token : lease.token())) return std::nullopt;
         const TimePoint now = latest(time);
         asking_ = false;
+        if (is_left_behind()) return Renewed{release_again(answer, now), false, TimePoint::duration::zero()};
         const TimePoint::duration left = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
@@ -181,6 +201,7 @@ public:
         detail::tell(options.observer, &Observer::renewed, {key, round_trip, left});
     }
     void tell(const Renewed& renewed, const Answer& answer, TimePoint::duration round_trip) const noexcept {
+        if (is_left_behind()) return; // the outcome of its release has been told
         if (renewed.confirmed) return tell_renewed(round_trip, renewed.left);
         const std::error_code why =
             answer.why ? answer.why.code : make_error_code(Errc::timed_out); // a yes was too late
@@ -205,6 +226,24 @@ private:
         return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
     }
 
+    Step step_of_release(TimePoint now) noexcept {
+        if (now >= give_up_) return {Step::Act::nothing, TimePoint::max()};
+        if (now < (asking_ ? ask_again_ : renew_at_)) return {Step::Act::nothing, next()};
+        asking_ = true;
+        ask_again_ = later(now, options.effective_request_timeout());
+        return {Step::Act::ask, next(), left_behind_->token, ask_again_};
+    }
+
+    /// When, and never if it is answered. The pause doubles; so that not all clients of a server that comes back ask at once, it is cut by
+    /// what the clock's last digits say.
+    TimePoint release_again(const Answer& answer, TimePoint now) noexcept {
+        constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
+        if (!answer.is_trouble()) return give_up_ = now;
+        pause_ = std::clamp(2 * pause_, least, longest);
+        renew_at_ = now + pause_ / 2 + TimePoint::duration{now.time_since_epoch() % (pause_ / 2)};
+        return next();
+    }
+
     /// When a lease that was not extended is given up: so long before its end that threads which have to wait for a
     /// processor still hear of it in time.
     TimePoint last_call() const noexcept {
@@ -213,7 +252,7 @@ private:
     }
 
     TimePoint next() const noexcept {
-        const TimePoint end = std::min(last_call(), give_up_);
+        const TimePoint end = is_left_behind() ? give_up_ : std::min(last_call(), give_up_);
         return std::min(end, asking_ ? ask_again_ : renew_at_);
     }
 
@@ -224,6 +263,8 @@ private:
     mutable TimePoint latest_{};
     TimePoint renew_at_{}, give_up_{};
     TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
+    TimePoint::duration pause_{}; ///< before a release is asked for again
+    std::optional<Request> left_behind_{};
     std::optional<std::stop_source> lost_{};
 };
 

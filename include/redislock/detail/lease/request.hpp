@@ -52,6 +52,9 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
+    /// Of a release: an acquire with this token was answered with yes. If not, it undoes what may have been granted unknown to us.
+    bool was_granted = false;
+
     /// Of a release to a majority: who may have the key. The others are asked too if an answer is wanted, but for those known to be
     /// silent.
     Nodes nodes = all_nodes;

@@ -6,7 +6,6 @@
 #include "../protocol/exchange.hpp"
 #include "server.hpp"
 
-#include <array>
 #include <deque>
 
 namespace redislock::detail {
@@ -31,10 +30,6 @@ public:
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
 
-    /// Blocks until one of them can go on, one of their answers is overdue, or the deadline. One that is idle is not waited for.
-    template <class Channels>
-    static void wait(const Deadline& deadline, const Channels& channels);
-
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
@@ -45,6 +40,12 @@ public:
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_ready() const noexcept { return phase_ == Phase::ready; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::handshake; }
+
+    /// Whether the server was there, and let us in, when a connection was made last.
+    bool was_ready() const noexcept { return was_ready_; }
+
+    /// Whether it was closed by the other end, or for its silence.
+    bool has_died() const noexcept { return is_closed() && was_ready_ && !is_given_up_; }
 
     /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
     /// have more time; a new question had better take another one.
@@ -85,7 +86,10 @@ public:
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::handshake;
-        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) phase_ = Phase::ready;
+        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) {
+            phase_ = Phase::ready;
+            was_ready_ = true;
+        }
         if (phase_ == Phase::ready) exchange(now);
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
@@ -116,6 +120,7 @@ public:
 
     /// Gives up all that is under way: as when its time is up.
     void abandon(const Failure& why) {
+        is_given_up_ = true;
         if (owed() > 0) fail(why);
     }
 
@@ -150,6 +155,7 @@ private:
         connection_ = {};
         hello_ = server_.handshake.bytes();
         replies_heard_ = 0;
+        was_ready_ = is_given_up_ = false;
         phase_ = Phase::connecting;
         connection_.begin_open(endpoint());
     }
@@ -402,6 +408,7 @@ private:
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     bool is_pausing_ = false;          ///< more may have been received than was read
     bool is_in_doubt_ = false;
+    bool was_ready_ = false, is_given_up_ = false;
     Peer peer_;
     PreparedCommands prepared_;
     std::string hello_, out_;
@@ -410,36 +417,5 @@ private:
     std::deque<Slot> under_way_;
     unsigned acquires_ = 0; ///< among them all
 };
-
-/// The one wait for channels: until one of them can go on, one of their answers is overdue, or the deadline.
-class ChannelWait {
-public:
-    explicit ChannelWait(const Deadline& deadline) noexcept
-        : entries_{{{deadline.stop, POLLIN, 0}}}, until_{deadline.at} {}
-
-    /// One that is idle is not waited for.
-    void add(const Channel& channel) noexcept {
-        if (channel.owed() == 0) return;
-        until_ = std::min(until_, channel.due());
-        if (count_ < entries_.size())
-            entries_[count_++] = channel.entry();
-        else
-            until_ = std::min(until_, now() + Millis{1});
-    }
-
-    void operator()() noexcept { detail::wait(std::span{entries_}.first(count_), until_); }
-
-private:
-    std::array<pollfd, 64> entries_;
-    std::size_t count_ = 1;
-    TimePoint until_;
-};
-
-template <class Channels>
-void Channel::wait(const Deadline& deadline, const Channels& channels) {
-    ChannelWait all{deadline};
-    for (const Channel& channel : channels) all.add(channel);
-    all();
-}
 
 } // namespace redislock::detail

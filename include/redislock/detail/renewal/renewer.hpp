@@ -13,13 +13,13 @@
 
 namespace redislock::detail {
 
-/// One extension of a lease that is under way.
+/// One extension or release of a lease that is under way.
 struct Renewal {
     std::shared_ptr<HeldLease> held_lease;
     Token token;
     TimePoint asked, deadline;
 
-    Request request() const { return held_lease->request(Verb::extend, token, held_lease->options.ttl, deadline); }
+    Request request() const { return held_lease->errand(token, deadline); }
 };
 
 /// Renewals that have been answered since they were last looked at.
@@ -141,8 +141,7 @@ private:
             const HeldLease::Step step = held_lease->step(now);
             if (step.act == HeldLease::Step::Act::nothing && step.next == current->first.first) continue;
             ++taken;
-            if (step.act == HeldLease::Step::Act::renew)
-                to_send_.push_back({held_lease, step.token, now, step.deadline});
+            if (step.act == HeldLease::Step::Act::ask) to_send_.push_back({held_lease, step.token, now, step.deadline});
             if (step.act == HeldLease::Step::Act::tell && (step.listeners || current->second.listened))
                 to_tell_.push_back({held_lease, step});
             reschedule(current, step.next);
