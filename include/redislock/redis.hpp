@@ -165,7 +165,7 @@ private:
             stand_in_line(question, *channel, is_alone);
         else
             drive(question, *channel);
-        if (question->answer->verdict == Verdict::no && !channel->was_ready() && !waits) {
+        if (question->answer->verdict == Verdict::no && !channel->was_heard() && !waits) {
             // Where no connection can be made, one that is there will do for a moment: also one that is kept for releases.
             if (std::unique_ptr<Channel> idle = pool_.take_idle(Verb::release)) {
                 channel = std::move(idle);

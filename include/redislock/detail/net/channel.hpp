@@ -41,11 +41,11 @@ public:
     bool is_ready() const noexcept { return phase_ == Phase::ready; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::handshake; }
 
-    /// Whether the server was there, and let us in, when a connection was made last.
-    bool was_ready() const noexcept { return was_ready_; }
+    /// Whether the server has answered a question since a connection was made last.
+    bool was_heard() const noexcept { return was_heard_; }
 
     /// Whether it was closed by the other end, or for its silence.
-    bool has_died() const noexcept { return is_closed() && was_ready_ && !is_given_up_; }
+    bool has_died() const noexcept { return is_closed() && was_heard_ && !is_given_up_; }
 
     /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
     /// have more time; a new question had better take another one.
@@ -86,10 +86,7 @@ public:
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::handshake;
-        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) {
-            phase_ = Phase::ready;
-            was_ready_ = true;
-        }
+        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) phase_ = Phase::ready;
         if (phase_ == Phase::ready) exchange(now);
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
@@ -155,7 +152,7 @@ private:
         connection_ = {};
         hello_ = server_.handshake.bytes();
         replies_heard_ = 0;
-        was_ready_ = is_given_up_ = false;
+        was_heard_ = is_given_up_ = false;
         phase_ = Phase::connecting;
         connection_.begin_open(endpoint());
     }
@@ -264,6 +261,7 @@ private:
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
             is_in_doubt_ = false;
+            was_heard_ = true;
             Exchange* const exchange = under_way_.front().exchange.get();
             if (exchange == nullptr) {
                 under_way_.pop_front();
@@ -345,6 +343,7 @@ private:
     void fail(const Failure& why) {
         Exchanges counted, unsent; // what may throw comes first
         std::deque<Slot> under_way;
+        const bool is_refused = why.code == Errc::max_clients && !was_heard_; // the server has read nothing
         const bool is_left = phase_ >= Phase::handshake && connection_.good();
         if (is_left) leave();
         const std::uint64_t sent = sent_;
@@ -356,7 +355,8 @@ private:
         unsent.swap(unsent_);
         for (auto& exchange : counted) exchange->tell(exchange->unanswered(Verdict::unknown, why));
         for (Slot& slot : under_way) {
-            const Verdict verdict = slot.end <= sent ? Verdict::unknown : Verdict::no;
+            const bool may_be_done = slot.end <= sent && !is_refused;
+            const Verdict verdict = may_be_done ? Verdict::unknown : Verdict::no;
             if (slot.exchange) slot.exchange->tell(slot.exchange->unanswered(verdict, why));
         }
         for (auto& exchange : unsent) {
@@ -408,7 +408,7 @@ private:
     TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
     bool is_pausing_ = false;          ///< more may have been received than was read
     bool is_in_doubt_ = false;
-    bool was_ready_ = false, is_given_up_ = false;
+    bool was_heard_ = false, is_given_up_ = false;
     Peer peer_;
     PreparedCommands prepared_;
     std::string hello_, out_;
