@@ -4,6 +4,7 @@
 #pragma once
 
 #include "detail/lease/acquisition.hpp"
+#include "detail/lease/no_such_option.hpp"
 #include "detail/system/threads.hpp"
 #include "observer.hpp"
 #include "options.hpp"
@@ -27,8 +28,11 @@ namespace redislock {
 ///
 /// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these
 /// calls goes on, and ends at its next cancellation point after the call.
-template <Backend B>
+template <class B>
 class RedisLock {
+    static_assert(Backend<B>,
+                  "a lock is made over a Redis, a Quorum, a Memory or another Backend, and not over its URI");
+
 public:
     /// Waits for the lock, as lock() does. Throws as lock() does, and Errc::bad_key or Errc::bad_option.
     [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options = {})
@@ -68,6 +72,17 @@ public:
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
     [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
         : RedisLock{backend, key, Options{.ttl = detail::ClampedMillis{ttl_only}}, tags...} {}
+
+    // What must not compile, so that the compiler says what is wrong.
+    template <class Rep, class TtlFinerThanMilliseconds, class... Tags>
+        requires(!std::convertible_to<std::chrono::duration<Rep, TtlFinerThanMilliseconds>, Millis>)
+    RedisLock(const B&, std::string_view, std::chrono::duration<Rep, TtlFinerThanMilliseconds>, const Tags&...) = delete;
+    template <class TtlWithoutUnit, class... Tags>
+        requires std::is_arithmetic_v<TtlWithoutUnit>
+    RedisLock(const B&, std::string_view, TtlWithoutUnit, const Tags&...) = delete;
+    template <class... Tags>
+        requires std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
+    RedisLock(const B&, std::string_view, const detail::NoSuchOption&, const Tags&...);
     // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
@@ -297,5 +312,13 @@ private:
 
     std::shared_ptr<State> state_;
 };
+
+/// So that the compiler names what is no backend.
+template <class NoBackend, class... Arguments>
+requires(!Backend<NoBackend>) RedisLock(const NoBackend&, const Arguments&...)
+->RedisLock<NoBackend>;
+template <class NoBackend, class... Tags>
+requires(!Backend<NoBackend>) RedisLock(const NoBackend&, std::string_view, const Options&, const Tags&...)
+->RedisLock<NoBackend>;
 
 } // namespace redislock

@@ -1,5 +1,5 @@
 // The short form, which takes nothing but a ttl, is as strict as the options are.
-// error: no matching.*RedisLock
+// error: (use of deleted function|call to deleted constructor).*RedisLock
 #include <redislock/lock.hpp>
 #include <redislock/memory.hpp>
 

@@ -1,10 +1,14 @@
 // What is no backend is called so by the first error, and not found out deep within the lock.
-// error: (template constraint failure|constraints not satisfied).*Backend
+// says: a lock is made over a Redis, a Quorum, a Memory or another Backend
 #include <redislock/lock.hpp>
 #include <redislock/memory.hpp>
 
+#include <string>
+
 #ifdef MISTAKE
-using NoBackend = redislock::RedisLock<std::string>;
+void no_backend(redislock::Memory&) {
+    redislock::RedisLock lock{std::string{"redis://localhost"}, "k", {.renew = false}};
+}
 #else
-using NoBackend = redislock::RedisLock<redislock::Memory>;
+void no_backend(redislock::Memory& memory) { redislock::RedisLock lock{memory, "k", {.renew = false}}; }
 #endif
