@@ -1,7 +1,10 @@
 // What must hold at compile time, of the types that users see.
 #include "catch.hpp"
+#include "child.hpp"
 
 #include <redislock/redislock.hpp>
+
+#include <optional>
 
 using namespace redislock;
 using Lock = RedisLock<Memory>;
@@ -45,3 +48,57 @@ TEST_CASE("a lock's backend is deduced", "[contracts]") {
     static_assert(std::is_same_v<decltype(lock), Lock>);
     CHECK(lock.owns_lock());
 }
+
+#if !defined(NDEBUG)
+namespace {
+
+/// Whether a process that does this is aborted, with a sentence that says so.
+bool is_aborted(const std::function<void()>& action) {
+    int ends[2];
+    REQUIRE(::pipe(ends) == 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::dup2(ends[1], STDERR_FILENO);
+        ::signal(SIGABRT, SIG_DFL);
+        action();
+        ::_exit(0);
+    }
+    ::close(ends[1]);
+    std::string said(512, '\0');
+    const ssize_t size = ::read(ends[0], said.data(), said.size());
+    ::close(ends[0]);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    said.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && said.find("is destroyed before its user") != said.npos;
+}
+
+} // namespace
+
+TEST_CASE("a debug build ends with a sentence where a backend is used that is gone", "[contracts]") {
+    const Options options{.renew = false};
+    CHECK(is_aborted([&] {
+        std::optional<Redis> redis{std::in_place, "redis://127.0.0.1:1"};
+        RedisLock lock{*redis, "k", options, std::defer_lock};
+        redis.reset();
+        static_cast<void>(lock.try_lock());
+    }));
+    CHECK(is_aborted([&] {
+        std::optional<Memory> memory{std::in_place};
+        RedisLock lock{*memory, "k", options};
+        RedisLock moved{std::move(lock)};
+        memory.reset();
+    }));
+    CHECK(is_aborted([&] {
+        std::optional<Redis> redis{std::in_place, "redis://127.0.0.1:1"};
+        Quorum quorum{*redis};
+        redis.reset();
+        RedisLock lock{quorum, "k", options};
+    }));
+    CHECK_FALSE(is_aborted([&] {
+        std::optional<Memory> memory{std::in_place};
+        { RedisLock lock{*memory, "k", options}; }
+        memory.reset();
+    }));
+}
+#endif

@@ -394,12 +394,14 @@ TEST_CASE("a replica is an error, a request timeout later", "[redis][faults]") {
 
 TEST_CASE("a release that a server reads in a pause of its writes is carried out when that ends", "[redis][faults]") {
     test::RedisServer server;
-    {
-        Redis redis{server.unix_uri()};
-        RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = request_timeout}};
-        server.command({"CLIENT", "PAUSE", "1500", "WRITE"});
-        within(request_timeout, [&] { lock.unlock(); });
-    } // nobody asks for it again
+    Redis redis{server.unix_uri()};
+    const Token token = redis.fresh();
+    const auto ask = [&](Verb verb) {
+        return redis.ask({verb, "k", token, 60s, later(now(), request_timeout)}).verdict;
+    };
+    REQUIRE(ask(Verb::acquire) == Verdict::yes);
+    server.command({"CLIENT", "PAUSE", "1500", "WRITE"});
+    CHECK(ask(Verb::release) == Verdict::unknown); // and nobody asks for it again
     CHECK(gone(server, "k"));
 }
 

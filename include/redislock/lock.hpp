@@ -5,6 +5,7 @@
 
 #include "detail/lease/acquisition.hpp"
 #include "detail/lease/no_such_option.hpp"
+#include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
 #include "observer.hpp"
 #include "options.hpp"
@@ -14,6 +15,18 @@
 #include <memory>
 
 namespace redislock {
+
+namespace detail {
+/// What may follow the options where a lock is made.
+template <class... Tags>
+inline constexpr bool are_tags = sizeof...(Tags) == 0;
+template <>
+inline constexpr bool are_tags<std::defer_lock_t> = true;
+template <>
+inline constexpr bool are_tags<std::try_to_lock_t> = true;
+template <>
+inline constexpr bool are_tags<std::adopt_lock_t, Token> = true;
+} // namespace detail
 
 /// A scoped lock on a key, over any Backend. It is the guard (it unlocks when it is destroyed) and, being Lockable and
 /// TimedLockable, also fits std::unique_lock, std::scoped_lock and std::lock.
@@ -49,6 +62,7 @@ public:
             if (options.fencing || options.min_replicas > 0)
                 detail::refuse("fencing or min_replicas", "set", "neither over this backend");
         state_ = std::make_shared<State>(backend, std::string{key}, options);
+        life_ = detail::life_of(backend);
     }
 
     /// Asks once, as try_lock() does; look at owns_lock().
@@ -81,8 +95,10 @@ public:
         requires std::is_arithmetic_v<TtlWithoutUnit>
     RedisLock(const B&, std::string_view, TtlWithoutUnit, const Tags&...) = delete;
     template <class... Tags>
-        requires std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
-    RedisLock(const B&, std::string_view, const detail::NoSuchOption&, const Tags&...);
+        requires detail::are_tags<Tags...>
+    RedisLock(const B&, std::string_view, const detail::NoSuchOption&, const Tags&...) {
+        static_assert(detail::is_an_option<B>, "an option that there is not; or a backend that is const, or does not outlive the lock");
+    }
     // clang-format on
 
     RedisLock(RedisLock&&) noexcept = default;
@@ -216,7 +232,10 @@ public:
     /// Empty if the object was moved from.
     std::string_view key() const noexcept { return state_ ? std::string_view{state_->key} : std::string_view{}; }
 
-    void swap(RedisLock& other) noexcept { state_.swap(other.state_); }
+    void swap(RedisLock& other) noexcept {
+        state_.swap(other.state_);
+        std::swap(life_, other.life_);
+    }
     friend void swap(RedisLock& a, RedisLock& b) noexcept { a.swap(b); }
 
 private:
@@ -230,7 +249,11 @@ private:
     };
 
     /// In a forked child the parent's lease is none of ours.
-    bool is_ours() const noexcept { return state_ && state_->generation == detail::generation(); }
+    bool is_ours() const noexcept {
+        if (!state_) return false;
+        detail::check_life(state_->backend, life_);
+        return state_->generation == detail::generation();
+    }
 
     State& own() {
         if (!state_) raise({std::make_error_code(std::errc::operation_not_permitted), "the lock was moved from"});
@@ -311,6 +334,7 @@ private:
     }
 
     std::shared_ptr<State> state_;
+    detail::Life life_{}; ///< of the backend
 };
 
 /// So that the compiler names what is no backend.

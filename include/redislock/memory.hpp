@@ -7,6 +7,7 @@
 #include "backend.hpp"
 #include "detail/lease/keyspace.hpp"
 #include "detail/renewal/renewer.hpp"
+#include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
 #include "detail/system/wait.hpp"
 
@@ -39,6 +40,9 @@ public:
     ~Memory() { at_the_end_.begin(); }
 
     static constexpr bool has_fencing_tokens = true;
+
+    /// For those that it must outlive.
+    detail::Life life() const noexcept { return lifetime_.life(); }
 
     TimePoint now() const noexcept {
         const std::lock_guard guard{mutex_};
@@ -313,6 +317,7 @@ private:
     }
 
     detail::Uncancelled at_the_end_{std::defer_lock};
+    const detail::Lifetime lifetime_{};
     const bool real_;
     mutable std::mutex mutex_;
     TimePoint simulated_{std::chrono::hours{1}};

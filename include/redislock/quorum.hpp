@@ -20,6 +20,7 @@
 #include "detail/net/fan_out.hpp"
 #include "detail/renewal/renewal_channels.hpp"
 #include "detail/renewal/renewer.hpp"
+#include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
 
 namespace redislock {
@@ -108,6 +109,7 @@ public:
             for (auto other = nodes_.begin(); other != one; ++other)
                 if ((*one)->name() == (*other)->name())
                     detail::refuse("a server", (*one)->name() + " twice", "each of them once, for it has one vote");
+        for (const Node* node : nodes_) lives_.push_back(detail::life_of(*node));
     }
     Quorum(const Quorum&) = delete;
     Quorum& operator=(const Quorum&) = delete;
@@ -120,6 +122,9 @@ public:
         for (Node* node : nodes_) detail::check_ttl(*node, ttl);
     }
 
+    /// For those that it must outlive.
+    detail::Life life() const noexcept { return lifetime_.life(); }
+
     TimePoint now() const noexcept { return nodes_.front()->now(); }
     Token fresh() const { return nodes_.front()->fresh(); }
     void pause(const Deadline& until) noexcept { nodes_.front()->pause(until); }
@@ -127,6 +132,7 @@ public:
     /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands in line:
     /// an acquire that has patience learns at once what time the holder has left.
     Answer ask(const Request& request) {
+        for (std::size_t n = 0; n < nodes_.size(); ++n) detail::check_life(*nodes_[n], lives_[n]);
         std::unique_ptr<FanOut> fan_out = take(request.token);
         Request question = request;
         const Deadline end = request.first_answer(now()); // else patience would be waited for
@@ -246,6 +252,8 @@ private:
     }
 
     detail::Uncancelled at_the_end_{std::defer_lock};
+    const detail::Lifetime lifetime_{};
+    std::vector<detail::Life> lives_{}; ///< of its servers
     detail::NodeSet<Node> node_set_;
     const std::vector<Node*>& nodes_ = node_set_.nodes;
     detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<FanOut>>>> idle_;

@@ -7,6 +7,7 @@
 #include "detail/protocol/line.hpp"
 #include "detail/renewal/renewal_channels.hpp"
 #include "detail/renewal/renewer.hpp"
+#include "detail/system/lifetime.hpp"
 #include "detail/system/random.hpp"
 #include "uri.hpp"
 
@@ -116,6 +117,9 @@ public:
             detail::refuse("ttl", detail::in_ms(ttl),
                            "up to the restart_delay of " + name() + ", " + detail::in_ms(options_.restart_delay));
     }
+
+    /// For those that it must outlive.
+    detail::Life life() const noexcept { return lifetime_.life(); }
 
     TimePoint now() const noexcept { return detail::now(); }
     Token fresh() const { return detail::random_token(); }
@@ -299,6 +303,7 @@ private:
     static constexpr Millis shortest_block{5};
 
     detail::Uncancelled at_the_end_{std::defer_lock};
+    const detail::Lifetime lifetime_{};
     const Address address_;
     const RedisOptions options_;
     const detail::Server server_;

@@ -1,9 +1,10 @@
-/// The scripts that the server runs for a lock, the keys that they keep beside it, and the commands that carry them.
+/// The scripts that the server runs for a lock, and the commands that carry them.
 /// What is in here knows bytes alone: it neither sends nor receives them. tests/redis_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "../../outcome.hpp"
 #include "../lease/request.hpp"
+#include "auxiliary_keys.hpp"
 #include "command.hpp"
 
 #include <algorithm>
@@ -12,28 +13,6 @@
 #include <string_view>
 
 namespace redislock::detail {
-
-/// The keys beside a lock's key while somebody waits for it, in the same slot of a cluster as far as a key allows that:
-/// `waiting` announces waiters by its presence; on the list `turn` they block, and an element in it is the turn of the
-/// first; `given` tells that a turn was given just now, and may not have been taken yet, though the lock's key is free.
-/// And `fence` has the number of the last grant, for a day.
-/// They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone is not refused the
-/// whole script for their sake.
-struct AuxiliaryKeys {
-    explicit AuxiliaryKeys(std::string_view key) {
-        const auto open = key.find('{');
-        const auto close = open == key.npos ? key.npos : key.find('}', open + 1);
-        const bool tagged = close != key.npos && close > open + 1;
-        const std::string name{key}; // in full, so that no two keys have the same auxiliary keys: not even k and {k}
-        const std::string prefix = tagged ? name + ":redislock:tagged:" : "{" + name + "}:redislock:";
-        waiting = prefix + "waiting";
-        turn = prefix + "turn";
-        given = prefix + "given";
-        fencing_counter = prefix + "fence";
-    }
-
-    std::string waiting, turn, given, fencing_counter;
-};
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; and for a grant that is numbered ARGV[3]
 /// the counter, ARGV[4] a step in us.
