@@ -1,5 +1,6 @@
 // A resource that refuses who comes too late: each grant has a number, greater than that of every earlier one, and the
-// resource remembers the greatest that it has seen. Here the resource is in Redis, in SQL (in words), and in this process.
+// resource remembers the greatest that it has seen. Here the resource is in Redis, in SQL (in words), and in this
+// process.
 #include <redislock/redislock.hpp>
 
 #include <hiredis/hiredis.h>
@@ -30,7 +31,8 @@ private:
 };
 
 /// Sets KEYS[1], unless it was written with a higher number. In SQL the same is
-/// UPDATE stock SET count = :count, fencing_token = :fencing_token WHERE id = :id AND fencing_token <= :fencing_token, and 0 rows are a refusal.
+/// UPDATE stock SET count = :count, fencing_token = :fencing_token WHERE id = :id AND fencing_token <= :fencing_token,
+/// and 0 rows are a refusal.
 constexpr const char* set_if_not_older = R"lua(
 if tonumber(redis.call('HGET', KEYS[1], 'fence') or 0) > tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'value', ARGV[1], 'fence', ARGV[2])

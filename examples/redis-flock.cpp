@@ -1,5 +1,5 @@
-// flock(1) for a cluster: runs a command while a lock is held, and ends the command before the lock can be another's. How, and
-// with which exit status, is told in `manual`.
+// flock(1) for a cluster: runs a command while a lock is held, and ends the command before the lock can be another's.
+// How, and with which exit status, is told in `manual`.
 #include <redislock/redislock.hpp>
 
 #include <CLI/CLI.hpp>
@@ -31,15 +31,15 @@ namespace {
 
 constexpr const char* manual = R"(A DURATION is a whole number with a unit: 500ms, 30s, 1m, 2h; or 0.
 
-The lease is renewed while the command runs. When it can't be, the command's process group gets SIGTERM as long before the
-lease's end as --kill-after says, and SIGKILL at its end; when it is lost without warning, because the key was deleted,
-SIGTERM at once and SIGKILL after that time. The lock is released when the command itself has ended, whatever it has left
-behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is a command they
-end the wait. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
+The lease is renewed while the command runs. When it can't be, the command's process group gets SIGTERM as long before
+the lease's end as --kill-after says, and SIGKILL at its end; when it is lost without warning, because the key was
+deleted, SIGTERM at once and SIGKILL after that time. The lock is released when the command itself has ended, whatever
+it has left behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is
+a command they end the wait. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
 
-The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN; and in the
-variable that --fence-env names the number of this grant, which is greater than that of every earlier one: a resource that
-refuses smaller numbers than it has seen is safe from a command that goes on for too long.
+The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN; and in
+the variable that --fence-env names the number of this grant, which is greater than that of every earlier one: a
+resource that refuses smaller numbers than it has seen is safe from a command that goes on for too long.
 
 Exit status: that of the command, 128+N if signal N killed it; or else
    64  the arguments are wrong
@@ -52,8 +52,8 @@ Exit status: that of the command, 128+N if signal N killed it; or else
 128+N  signal N ended the wait for the lock
 
 Not covered: processes that leave the command's process group; a redis-flock that is stopped (SIGSTOP), which can end
-nothing until it goes on; a redis-flock that is killed (SIGKILL) takes the command with it, but not the command's children,
-nor a command that is setuid; the key then goes with its ttl.)";
+nothing until it goes on; a redis-flock that is killed (SIGKILL) takes the command with it, but not the command's
+children, nor a command that is setuid; the key then goes with its ttl.)";
 
 enum Exit { usage = 64, no_server = 69, system_refuses = 71, held = 75, lost = 79, by_signal = 128 };
 
@@ -148,7 +148,8 @@ struct Told {
     static std::string text(Errc why) { return make_error_code(why).message(); }
 };
 
-/// The signals to pass on, but for those that whoever started us ignores, and the news of children: as something to wait for.
+/// The signals to pass on, but for those that whoever started us ignores, and the news of children: as something to
+/// wait for.
 class Signals {
 public:
     Signals() {
@@ -261,7 +262,8 @@ private:
     std::optional<int> status_{};
 };
 
-/// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the wait.
+/// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the
+/// wait.
 template <class Lock>
 int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
     std::stop_source stop;

@@ -1,5 +1,5 @@
-// A holder can always renew and release: over connections that exist where no new one can be made, and later where no server answers.
-// What could not be released when the scope ended is released as soon as the server can be reached.
+// A holder can always renew and release: over connections that exist where no new one can be made, and later where no
+// server answers. What could not be released when the scope ended is released as soon as the server can be reached.
 #include "catch.hpp"
 #include "no_descriptors.hpp"
 #include "proxy.hpp"

@@ -1,5 +1,5 @@
-/// What every backend must do, and every lock over it; written once, and run over each backend. A world is a backend with
-/// what a test needs around it: another client's hands, and a way to let time pass.
+/// What every backend must do, and every lock over it; written once, and run over each backend. A world is a backend
+/// with what a test needs around it: another client's hands, and a way to let time pass.
 #pragma once
 
 #include "catch.hpp"
@@ -18,9 +18,8 @@ using namespace std::chrono_literals;
 
 inline std::string text(const Token& token) { return std::string{token.hex()}; }
 
-/// World: `backend()`, `pass(Millis)`, `put(key, value, optional ttl)`, `put_hash(key)`, `erase(key)`, `get(key)` -> optional
-/// string, `unit`, a time that's long for
-/// it, and `has_line`, whether a waiter stands in line.
+/// World: `backend()`, `pass(Millis)`, `put(key, value, optional ttl)`, `put_hash(key)`, `erase(key)`, `get(key)` ->
+/// optional string, `unit`, a time that's long for it, and `has_line`, whether a waiter stands in line.
 template <class World>
 class Conformance {
 public:

@@ -1,4 +1,5 @@
-// Conversations with a server, row by row of their tables: replies go in, bytes and answers come out. No server, no socket, no clock.
+// Conversations with a server, row by row of their tables: replies go in, bytes and answers come out. No server, no
+// socket, no clock.
 #include "catch.hpp"
 
 #include <redislock/detail/protocol/line.hpp>

@@ -1,5 +1,5 @@
-// Locks on servers that misbehave, over real sockets: each call ends in its time, says what is known and no more, and leaves
-// nothing behind.
+// Locks on servers that misbehave, over real sockets: each call ends in its time, says what is known and no more, and
+// leaves nothing behind.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "redis_server.hpp"

@@ -20,8 +20,8 @@ using test::Pipe;
 
 namespace {
 
-/// What a child does in a handler of fork() that the program has registered: one before the library was used for the first time,
-/// and another one after.
+/// What a child does in a handler of fork() that the program has registered: one before the library was used for the
+/// first time, and another one after.
 std::function<void()> early, late; // NOLINT
 void run(std::function<void()>& act) {
     if (act) std::exchange(act, nullptr)();
@@ -168,7 +168,8 @@ TEST_CASE("a child that is forked while threads wait in line ends at once, and t
     CHECK(had == 3);
 }
 
-// The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator new.
+// The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator
+// new.
 #if !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child in whose parent other threads ask all the time ends its Redis", "[redis][process]") {
     register_late();

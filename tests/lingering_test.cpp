@@ -1,4 +1,5 @@
-// Sockets that are left open for the server to read from, and what becomes of them; and a process that has no descriptor left.
+// Sockets that are left open for the server to read from, and what becomes of them; and a process that has no
+// descriptor left.
 #include "catch.hpp"
 #include "child.hpp"
 #include "fake_server.hpp"

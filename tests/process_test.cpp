@@ -68,7 +68,8 @@ TEST_CASE("a forked child's own locks work, on connections of its own", "[redis]
     CHECK(parents.unlock() == Outcome::confirmed);
 }
 
-// The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator new.
+// The address sanitizer of gcc 12 takes no care of its allocator's mutexes in fork(): a child may get stuck in operator
+// new.
 #if !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child forked while other threads use the same Redis is not stuck with their mutex", "[redis][process]") {
     test::RedisServer server;

@@ -1,4 +1,5 @@
-// A majority of real servers as a backend: what the votes amount to, with servers that are dead, frozen, or have forgotten.
+// A majority of real servers as a backend: what the votes amount to, with servers that are dead, frozen, or have
+// forgotten.
 #include "conformance.hpp"
 #include "proxy.hpp"
 #include "redis_server.hpp"

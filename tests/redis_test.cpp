@@ -1,4 +1,5 @@
-// One Redis as a backend: against a real server in the states that it can be in, and a fake one for those that are rare.
+// One Redis as a backend: against a real server in the states that it can be in, and a fake one for those that are
+// rare.
 #include "conformance.hpp"
 #include "fake_server.hpp"
 #include "redis_server.hpp"

@@ -1,5 +1,5 @@
-// Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is left.
-// A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
+// Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is
+// left. A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "no_descriptors.hpp"

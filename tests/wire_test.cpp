@@ -1,5 +1,6 @@
-// A connection that breaks, lies or dribbles at each byte of each question and answer, or stalls, is late or loses something between
-// any two of them: whatever is reported is true, or unknown; nobody waits beyond his time, or for himself; and the next one gets the lock.
+// A connection that breaks, lies or dribbles at each byte of each question and answer, or stalls, is late or loses
+// something between any two of them: whatever is reported is true, or unknown; nobody waits beyond his time, or for
+// himself; and the next one gets the lock.
 #include "catch.hpp"
 #include "proxy.hpp"
 #include "troubles.hpp"
@@ -117,8 +118,8 @@ public:
 
     explicit Sweep(Wire<Place>& wire) : wire_{wire}, descriptors_{open_descriptors()} {}
 
-    /// `prepare` runs before the fault is set, and `work` on the lock while it is there. With `cold`, connections are made in
-    /// the work. What breaks breaks at each `step`th byte.
+    /// `prepare` runs before the fault is set, and `work` on the lock while it is there. With `cold`, connections are
+    /// made in the work. What breaks breaks at each `step`th byte.
     void run(const char* name, const Options& options, bool cold, const std::function<void(Lock&)>& prepare,
              const std::function<void(Place&, Lock&)>& work, std::size_t step = stride) {
         std::vector<std::size_t> boundaries[2]; // between messages, by the way
@@ -195,8 +196,8 @@ public:
                     std::chrono::duration<double, std::milli>{longest_}.count());
     }
 
-    /// What the lock says, against what the server has. A server that lies is believed, or not; and where nothing is but late, all
-    /// is as it would be.
+    /// What the lock says, against what the server has. A server that lies is believed, or not; and where nothing is
+    /// but late, all is as it would be.
     void judge_held(const Lock& lock, const Failure& failure) {
         if (case_.lies()) return;
         if (case_.is_harmless()) CHECK(lock.owns_lock());

@@ -16,8 +16,8 @@
 namespace redislock {
 
 /// Everything that can go wrong, as values of one std::error_category. All exceptions of the library are
-/// std::system_error with one of these codes, with the standard's EPERM or EDEADLK for misuse of a lock object, or with the
-/// system's where it has no descriptor, thread or random bits for us; and std::bad_alloc.
+/// std::system_error with one of these codes, with the standard's EPERM or EDEADLK for misuse of a lock object, or with
+/// the system's where it has no descriptor, thread or random bits for us; and std::bad_alloc.
 enum class Errc {
     busy = 1,       ///< someone else holds the key
     no_expiry,      ///< the key is held without an expiry: no lease of it will ever end by itself

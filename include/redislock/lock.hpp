@@ -1,6 +1,6 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
-/// How a lease is kept is the backend's affair, how it is asked for the Acquisition's, and whether it still is one the Lease judges.
-/// tests/lock_test.cpp goes red if it is wrong.
+/// How a lease is kept is the backend's affair, how it is asked for the Acquisition's, and whether it still is one the
+/// Lease judges. tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "detail/lease/acquisition.hpp"
@@ -36,8 +36,8 @@ inline constexpr bool are_tags<std::adopt_lock_t, Token> = true;
 /// lock of the parent is held, and nothing is sent for it.
 ///
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
-/// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error but a
-/// `false`.
+/// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error
+/// but a `false`.
 ///
 /// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these
 /// calls goes on, and ends at its next cancellation point after the call.
@@ -71,8 +71,9 @@ public:
         static_cast<void>(try_lock());
     }
 
-    /// Takes over the lease that `token` proves, from another thread or process, by extending it to `options.ttl`; whoever
-    /// gives it detaches it. Throws as lock() does, and Errc::expired or Errc::stolen if there is no such lease.
+    /// Takes over the lease that `token` proves, from another thread or process, by extending it to `options.ttl`;
+    /// whoever gives it detaches it. Throws as lock() does, and Errc::expired or Errc::stolen if there is no such
+    /// lease.
     [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::adopt_lock_t,
                             const Token& token)
         : RedisLock{backend, key, options, std::defer_lock} {
@@ -84,20 +85,23 @@ public:
     template <class Rep, class Period, class... Tags>
         requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
-    [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only, const Tags&... tags)
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, std::chrono::duration<Rep, Period> ttl_only,
+                            const Tags&... tags)
         : RedisLock{backend, key, Options{.ttl = detail::ClampedMillis{ttl_only}}, tags...} {}
 
     // What must not compile, so that the compiler says what is wrong.
     template <class Rep, class TtlFinerThanMilliseconds, class... Tags>
         requires(!std::convertible_to<std::chrono::duration<Rep, TtlFinerThanMilliseconds>, Millis>)
-    RedisLock(const B&, std::string_view, std::chrono::duration<Rep, TtlFinerThanMilliseconds>, const Tags&...) = delete;
+    RedisLock(const B&, std::string_view, std::chrono::duration<Rep, TtlFinerThanMilliseconds>,
+              const Tags&...) = delete;
     template <class TtlWithoutUnit, class... Tags>
         requires std::is_arithmetic_v<TtlWithoutUnit>
     RedisLock(const B&, std::string_view, TtlWithoutUnit, const Tags&...) = delete;
     template <class... Tags>
         requires detail::are_tags<Tags...>
     RedisLock(const B&, std::string_view, const detail::NoSuchOption&, const Tags&...) {
-        static_assert(detail::is_an_option<B>, "an option that there is not; or a backend that is const, or does not outlive the lock");
+        static_assert(detail::is_an_option<B>,
+                      "an option that there is not; or a backend that is const, or does not outlive the lock");
     }
     // clang-format on
 
@@ -109,24 +113,27 @@ public:
         return *this;
     }
 
-    /// Unlocks. Blocks for at most the request timeout, and where there is trouble only once; with `confirm_release = false` not at all,
-    /// unless a connection has to be made. See unlock() on what could not be released.
+    /// Unlocks. Blocks for at most the request timeout, and where there is trouble only once; with `confirm_release =
+    /// false` not at all, unless a connection has to be made. See unlock() on what could not be released.
     ~RedisLock() { let_go(!state_ || state_->options.confirm_release ? Release::once : Release::unconfirmed); }
 
-    /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when trouble
-    /// has lasted for the request timeout since it was noticed, so within three times that. What was granted unknown to us is undone.
+    /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when
+    /// trouble has lasted for the request timeout since it was noticed, so within three times that. What was granted
+    /// unknown to us is undone.
     void lock() { acquire(TimePoint::max(), {}); }
 
-    /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever thread.
+    /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever
+    /// thread.
     [[nodiscard]] bool lock(std::stop_token stop) { return acquire(TimePoint::max(), stop); }
 
     /// Asks once; false if someone holds the key. Blocks for at most the request timeout, and throws if that passes
     /// without an answer.
     [[nodiscard]] bool try_lock() { return acquire(TimePoint::min(), {}); }
 
-    /// As lock(), and false when the time is up, or stop is requested. Blocks no longer than `span`, to connect included; a
-    /// `span` of zero or less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time, and Errc::no_expiry
-    /// or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait out.
+    /// As lock(), and false when the time is up, or stop is requested. Blocks no longer than `span`, to connect
+    /// included; a `span` of zero or less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time,
+    /// and Errc::no_expiry or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait
+    /// out.
     template <class Rep, class Period>
     [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span, std::stop_token stop = {}) {
         return span > span.zero() ? acquire(later(own().backend.now(), span), stop) : try_lock();
@@ -145,9 +152,9 @@ public:
     }
 
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
-    /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble. A key whose release was not
-    /// answered by then is released in the background as soon as the server can be reached, for as long as the key may be there and the
-    /// backend lives; the outcome stays unknown.
+    /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble. A key
+    /// whose release was not answered by then is released in the background as soon as the server can be reached, for
+    /// as long as the key may be there and the backend lives; the outcome stays unknown.
     Outcome unlock() noexcept { return let_go(Release::until_answered); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
@@ -197,8 +204,8 @@ public:
         return source.get_token();
     }
 
-    /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does, the key
-    /// goes with its ttl. Nil if the lock wasn't held. Sends nothing.
+    /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does,
+    /// the key goes with its ttl. Nil if the lock wasn't held. Sends nothing.
     [[nodiscard]] Token detach() noexcept {
         const Token token = this->token();
         if (is_ours()) {
@@ -220,9 +227,9 @@ public:
     /// The proof of ownership; nil if the lock isn't held.
     [[nodiscard]] Token token() const noexcept { return is_ours() ? state_->token(state_->backend.now()) : Token{}; }
 
-    /// The number of this grant, greater than that of every earlier grant of the key: for the resource to refuse whoever comes
-    /// with a smaller one than it has seen. 0 if the lease isn't held, or was adopted: its number is the giver's. Throws EPERM
-    /// if the lock was made without Options::fencing.
+    /// The number of this grant, greater than that of every earlier grant of the key: for the resource to refuse
+    /// whoever comes with a smaller one than it has seen. 0 if the lease isn't held, or was adopted: its number is the
+    /// giver's. Throws EPERM if the lock was made without Options::fencing.
     [[nodiscard]] std::uint64_t fencing_token() const requires FencingBackend<B> {
         if (!state_ || !state_->options.fencing)
             raise({std::make_error_code(std::errc::operation_not_permitted), "the lock's grants are not numbered"});

@@ -1,7 +1,6 @@
 /// A map as a backend, with simulated time, latency and faults: for our tests and for those of the library's users.
-/// It keeps every sentence of backend.hpp, but that tokens repeat from one memory to the next. What a server would do the Keyspace does;
-/// this is its clock, its faults and the way to it.
-/// tests/memory_test.cpp goes red if it is wrong.
+/// It keeps every sentence of backend.hpp, but that tokens repeat from one memory to the next. What a server would do
+/// the Keyspace does; this is its clock, its faults and the way to it. tests/memory_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "backend.hpp"
@@ -26,10 +25,10 @@ enum class Fault {
 
 /// A place for leases without a server. Thread-safe; neither copied nor moved.
 ///
-/// Its time is simulated: it stands still, but moves on by itself while a lock waits, for the holder or for an answer, so
-/// that minutes of waiting take microseconds. In a test with several threads a holder would find its lease gone as soon
-/// as another waits; they want `Memory{Memory::Time::real}`. And who waits for ever, in the same thread, for a lock that is
-/// renewed, waits for ever: use try_lock_for().
+/// Its time is simulated: it stands still, but moves on by itself while a lock waits, for the holder or for an answer,
+/// so that minutes of waiting take microseconds. In a test with several threads a holder would find its lease gone as
+/// soon as another waits; they want `Memory{Memory::Time::real}`. And who waits for ever, in the same thread, for a
+/// lock that is renewed, waits for ever: use try_lock_for().
 class Memory {
 public:
     enum class Time { simulated, real };
@@ -275,8 +274,8 @@ private:
         return fault == Fault::none ? done : silence;
     }
 
-    /// As in a server's line: whoever is first has the key as soon as a release hands it on. A key that goes in any other
-    /// way is noticed by the looks of those who wait. Unknown: the time was up before it was our turn.
+    /// As in a server's line: whoever is first has the key as soon as a release hands it on. A key that goes in any
+    /// other way is noticed by the looks of those who wait. Unknown: the time was up before it was our turn.
     Answer stand_in_line(std::unique_lock<std::mutex>& guard, const Request& request, TimePoint arrival) {
         wait(guard, {std::min(arrival, request.deadline.at), request.deadline.stop});
         detail::Keyspace::Waiter self{keys_, {request, Verb::acquire, arrival}};

@@ -1,6 +1,5 @@
-/// What becomes of locks, told to whoever counts or logs it: a table of functions, and what each of them is told. It knows
-/// neither locks nor backends.
-/// tests/observer_test.cpp goes red if it is wrong.
+/// What becomes of locks, told to whoever counts or logs it: a table of functions, and what each of them is told. It
+/// knows neither locks nor backends. tests/observer_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "outcome.hpp"
@@ -26,11 +25,12 @@ constexpr std::string_view to_string(Loss loss) noexcept {
     return "(no loss)";
 }
 
-/// A table of functions for an application's metrics, for Options::observer to point to. Each may be left out: that costs a
-/// comparison. Nothing is allocated for a call, and no mutex of ours is held. What a view refers to lives as long as the call.
+/// A table of functions for an application's metrics, for Options::observer to point to. Each may be left out: that
+/// costs a comparison. Nothing is allocated for a call, and no mutex of ours is held. What a view refers to lives as
+/// long as the call.
 ///
-/// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running when the lock is gone,
-/// even after `released`.
+/// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running
+/// when the lock is gone, even after `released`.
 ///
 /// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread.
 /// `renewed` and `not_renewed` must return at once: they are called by the thread that renews all leases of a backend,

@@ -32,8 +32,8 @@ struct Options {
     /// Whether the lease is renewed in the background, every third of its usable part, until the lock is unlocked.
     bool renew = true;
 
-    /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by itself. Not
-    /// set: for as long as the lock is held. At least 1 ms.
+    /// For how long a lease is renewed at most, from its asking; then lost() is requested, and the lease ends by
+    /// itself. Not set: for as long as the lock is held. At least 1 ms.
     std::optional<Millis> max_hold{};
 
     /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
@@ -43,19 +43,20 @@ struct Options {
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
 
-    /// Where a waiter can't stand in line for its turn, it asks again and again: the longest pause between two attempts,
-    /// 1 ms to 1 h. Pauses are random, to scatter the waiters.
+    /// Where a waiter can't stand in line for its turn, it asks again and again: the longest pause between two
+    /// attempts, 1 ms to 1 h. Pauses are random, to scatter the waiters.
     Millis max_retry_delay{50};
 
     /// False: the destructor writes the release and does not wait for its answer. Faster; but if the server or the
     /// connection fails just then, nobody learns that the key stays until its ttl has run out.
     bool confirm_release = true;
 
-    /// Whether each grant is numbered, for RedisLock::fencing_token(). A lock that is free costs a script instead of a SET then.
+    /// Whether each grant is numbered, for RedisLock::fencing_token(). A lock that is free costs a script instead of a
+    /// SET then.
     bool fencing = false;
 
-    /// How many replicas of the server must have a grant, and each extension of it, before it counts (WAIT): 0 to 100. A
-    /// grant that too few have in time is undone, and is Errc::no_replicas when the request timeout is over.
+    /// How many replicas of the server must have a grant, and each extension of it, before it counts (WAIT): 0 to 100.
+    /// A grant that too few have in time is undone, and is Errc::no_replicas when the request timeout is over.
     unsigned min_replicas = 0;
 
     /// Whom to tell what becomes of the lock; static, as a rule: see observer.hpp.
@@ -67,8 +68,8 @@ struct Options {
         return request_timeout.value_or(std::min(usable() / 3, Millis{1'000}));
     }
 
-    /// How often a waiter looks whether the key is still held, and the server still there: half the request timeout, but
-    /// not more often than is any good.
+    /// How often a waiter looks whether the key is still held, and the server still there: half the request timeout,
+    /// but not more often than is any good.
     Millis recheck() const noexcept { return std::max(effective_request_timeout() / 2, std::min(ttl / 2, Millis{10})); }
 };
 

@@ -1,19 +1,21 @@
-/// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo, redis.io/docs/latest/develop/use/patterns/
-/// distributed-locks), with all servers asked at once. How they are asked is the FanOut's affair, how votes are counted the VoteCount's, and
-/// what a lease is worth the Lease judges, counting from the asking, as of a single server.
+/// A majority of independent servers as a backend: the Redlock algorithm (S. Sanfilippo,
+/// redis.io/docs/latest/develop/use/patterns/distributed-locks), with all servers asked at once. How they are asked is
+/// the FanOut's affair, how votes are counted the VoteCount's, and what a lease is worth the Lease judges, counting
+/// from the asking, as of a single server.
 ///
-/// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks owns_lock(),
-/// or listens to lost(), before it acts, and a pause between that and the act is covered by a fencing token; and a server that comes back without its memory
-/// stays away for the longest ttl, for else its vote is given twice. A majority of the servers must be right in this, and no more.
+/// It is safe as far as this holds: each server's clock runs no faster than `Options::drift` allows; a holder asks
+/// owns_lock(), or listens to lost(), before it acts, and a pause between that and the act is covered by a fencing
+/// token; and a server that comes back without its memory stays away for the longest ttl, for else its vote is given
+/// twice. A majority of the servers must be right in this, and no more.
 ///
-/// Fencing tokens: each server numbers its own grants, rising; the grant's number is the highest one among a majority that granted it, and
-/// before the lock is reported as held, a majority of those who granted it knows that number or a higher one: because they said it, or
-/// because it was written back to them, under the condition that they still hold the token (a write to a quorum register, as in
-/// Attiya, Bar-Noy, Dolev 1995). Any later grant is given by a majority too; the two have a server in common, whose number rises
-/// from there, and the highest counts. This needs servers that remember. One that has lost its counter begins anew at its clock;
-/// that is above all earlier numbers, unless the server that gave the highest one has a clock that is further ahead than that
-/// grant is ago. So clocks alone, or memories alone, are enough.
-/// tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
+/// Fencing tokens: each server numbers its own grants, rising; the grant's number is the highest one among a majority
+/// that granted it, and before the lock is reported as held, a majority of those who granted it knows that number or a
+/// higher one: because they said it, or because it was written back to them, under the condition that they still hold
+/// the token (a write to a quorum register, as in Attiya, Bar-Noy, Dolev 1995). Any later grant is given by a majority
+/// too; the two have a server in common, whose number rises from there, and the highest counts. This needs servers that
+/// remember. One that has lost its counter begins anew at its clock; that is above all earlier numbers, unless the
+/// server that gave the highest one has a clock that is further ahead than that grant is ago. So clocks alone, or
+/// memories alone, are enough. tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
 #pragma once
 
 #include "backend.hpp"
@@ -73,8 +75,8 @@ private:
 
 } // namespace detail
 
-/// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI. Its Link asks it, as a Channel does; its
-/// Engine has the clock and the threads, as System has.
+/// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI. Its Link asks it, as a
+/// Channel does; its Engine has the clock and the threads, as System has.
 // clang-format off
 template <class Node>
 concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, Holder& holder) {
@@ -88,10 +90,10 @@ concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, 
 };
 // clang-format on
 
-/// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another. Thread-safe;
-/// neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does not answer has no
-/// vote, and is asked again ever more seldom, up to every second. A release to one that may have the key is waited for until it is sent, up
-/// to the request timeout where a connection has to be made first.
+/// A majority of an odd number of servers, 1 to 15, each independent of the others: no replicas of one another.
+/// Thread-safe; neither copied nor moved; to be destroyed after its locks, and before its servers. A server that does
+/// not answer has no vote, and is asked again ever more seldom, up to every second. A release to one that may have the
+/// key is waited for until it is sent, up to the request timeout where a connection has to be made first.
 template <QuorumNode Node>
 class Quorum {
 public:
@@ -129,8 +131,8 @@ public:
     Token fresh() const { return nodes_.front()->fresh(); }
     void pause(const Deadline& until) noexcept { nodes_.front()->pause(until); }
 
-    /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands in line:
-    /// an acquire that has patience learns at once what time the holder has left.
+    /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands
+    /// in line: an acquire that has patience learns at once what time the holder has left.
     Answer ask(const Request& request) {
         for (std::size_t n = 0; n < nodes_.size(); ++n) detail::check_life(*nodes_[n], lives_[n]);
         std::unique_ptr<FanOut> fan_out = take(request.token);
@@ -161,8 +163,8 @@ public:
         return answer;
     }
 
-    /// Who has the key at a majority of them; nothing if nobody has. They are asked one after another, each for its share of the
-    /// time.
+    /// Who has the key at a majority of them; nothing if nobody has. They are asked one after another, each for its
+    /// share of the time.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         std::vector<Holder> holders;
         std::size_t silent = 0, most_alike = 0;
@@ -191,8 +193,9 @@ public:
         return {trouble.verdict, detail::no_majority(silent, nodes_.size(), trouble.why)};
     }
 
-    /// The servers whose last answer to an acquire or a release was an error, or did not come: which error, and the server's name. A
-    /// majority is enough for a lock, so that nothing else tells of the others. Thread-safe; asks nobody.
+    /// The servers whose last answer to an acquire or a release was an error, or did not come: which error, and the
+    /// server's name. A majority is enough for a lock, so that nothing else tells of the others. Thread-safe; asks
+    /// nobody.
     std::vector<Failure> node_errors() const {
         std::vector<Failure> all;
         for (std::size_t n = 0; n < nodes_.size(); ++n)
@@ -216,8 +219,8 @@ private:
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
-    /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the acquire. Else
-    /// the one that was used last.
+    /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the
+    /// acquire. Else the one that was used last.
     std::unique_ptr<FanOut> take(const Token& token) {
         std::unique_ptr<FanOut> fan_out;
         {
@@ -236,7 +239,8 @@ private:
         return fan_out ? std::move(fan_out) : std::make_unique<FanOut>(node_set_);
     }
 
-    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the fan-out of its token.
+    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the
+    /// fan-out of its token.
     static bool is_free(FanOut& fan_out) {
         if (fan_out.is_owed()) fan_out.advance();
         return !fan_out.is_owed();

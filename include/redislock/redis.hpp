@@ -17,16 +17,17 @@ namespace redislock {
 
 /// How to talk to a server, beyond its URI. An aggregate, for designated initialisers.
 struct RedisOptions {
-    /// What CLIENT LIST shows; printable, without spaces. Empty: not set. A server that forbids it is used all the same.
+    /// What CLIENT LIST shows; printable, without spaces. Empty: not set. A server that forbids it is used all the
+    /// same.
     std::string client_name = "redislock";
 
     /// Connections kept open while nobody uses them. More are opened as more threads ask at once.
     std::size_t idle_connections = 16;
 
-    /// For a server that may lose its data when it ends: the longest ttl of any client, up to 24 h. A server that has been up for less, and
-    /// for up to a second and 2 % more, may have forgotten leases that go on: it grants nothing (Errc::restarted), and in a Quorum it has no
-    /// vote. A longer ttl is refused. Each new connection asks the server by INFO how long it has been up; a proxy that keeps connections
-    /// over a restart hides it. 0: not asked.
+    /// For a server that may lose its data when it ends: the longest ttl of any client, up to 24 h. A server that has
+    /// been up for less, and for up to a second and 2 % more, may have forgotten leases that go on: it grants nothing
+    /// (Errc::restarted), and in a Quorum it has no vote. A longer ttl is refused. Each new connection asks the server
+    /// by INFO how long it has been up; a proxy that keeps connections over a restart hides it. 0: not asked.
     Millis restart_delay{0};
 };
 
@@ -74,7 +75,8 @@ private:
 } // namespace detail
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
-/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and its copies of the parent's are closed.
+/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and its copies of the
+/// parent's are closed.
 class Redis {
 public:
     /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
@@ -111,7 +113,8 @@ public:
         }
     };
 
-    /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see RedisOptions::restart_delay.
+    /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see
+    /// RedisOptions::restart_delay.
     void check_ttl(Millis ttl) const {
         if (options_.restart_delay > Millis::zero() && ttl > options_.restart_delay)
             detail::refuse("ttl", detail::in_ms(ttl),
@@ -125,8 +128,8 @@ public:
     Token fresh() const { return detail::random_token(); }
     void pause(const Deadline& until) const noexcept { detail::wait(-1, 0, until); }
 
-    /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its turn
-    /// has a connection to itself for as long, and now and then another one for a moment.
+    /// Blocks until `request.deadline` at the latest. Throws nothing but std::bad_alloc. An acquire that waits for its
+    /// turn has a connection to itself for as long, and now and then another one for a moment.
     Answer ask(const Request& request) {
         Answer answer = request.wants_answer ? ask_and_wait(request) : send(request);
         detail::locate(answer.why, *this);
@@ -160,17 +163,19 @@ private:
         const bool waits = request.patience >= shortest_block && channel->lets_wait(request.key);
         if (!waits) request.deadline = request.first_answer(now());
         const bool is_alone = next_try_ != 0;
-        // A waiter that can have no other connection blocks for not much longer than from one look to the next, and looks over its own
-        // connection in between.
+        // A waiter that can have no other connection blocks for not much longer than from one look to the next, and
+        // looks over its own connection in between.
         if (waits && is_alone) request.patience = std::min(request.patience, request.recheck * 3 / 2);
-        // Owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange stays in the pool.
+        // Owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange stays in
+        // the pool.
         auto question = std::make_shared<AwaitedQuestion>(std::move(request));
         if (waits)
             stand_in_line(question, *channel, is_alone);
         else
             drive(question, *channel);
         if (question->answer->verdict == Verdict::no && !channel->was_heard() && !waits) {
-            // Where no connection can be made, one that is there will do for a moment: also one that is kept for releases.
+            // Where no connection can be made, one that is there will do for a moment: also one that is kept for
+            // releases.
             if (std::unique_ptr<Channel> idle = pool_.take_idle(Verb::release)) {
                 channel = std::move(idle);
                 question = std::make_shared<AwaitedQuestion>(question->request);
@@ -206,8 +211,8 @@ private:
         std::shared_ptr<AwaitedQuestion> question{};
     };
 
-    /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth anything. Both are
-    /// waited for at once.
+    /// Two connections: one has the place in the line, and over the other one it is looked whether that is worth
+    /// anything. Both are waited for at once.
     void stand_in_line(const std::shared_ptr<AwaitedQuestion>& question, Channel& own, bool is_alone) {
         auto exchange = std::make_unique<detail::LineExchange>(question, now());
         detail::LineExchange& line = *exchange; // until there is an answer

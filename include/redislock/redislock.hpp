@@ -1,4 +1,5 @@
-/// The whole library: distributed locks on Redis, as scoped locks. Include this one; it is some 4,800 lines of code, and needs hiredis.
+/// The whole library: distributed locks on Redis, as scoped locks. Include this one; it is some 4,800 lines of code,
+/// and needs hiredis.
 #pragma once
 
 #include "inspect.hpp"

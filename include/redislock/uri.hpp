@@ -136,7 +136,8 @@ private:
         return plain;
     }
 
-    /// Of a URI that isn't understood, any part may be a password; but for the path of a socket, or the host, where no @ is.
+    /// Of a URI that isn't understood, any part may be a password; but for the path of a socket, or the host, where no
+    /// @ is.
     [[noreturn]] void refuse(const std::string& why) const {
         constexpr std::string_view hosts = "0123456789-.ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
         const auto scheme_end = uri_.substr(0, 20).find("://");

@@ -94,8 +94,8 @@ private:
     std::unique_ptr<redisContext, decltype(&::redisFree)> context_;
 };
 
-/// The library's protocol, with its scripts, and without all that makes it safe: no look at a holder that may be dead, no
-/// time-out of our own, nothing undone.
+/// The library's protocol, with its scripts, and without all that makes it safe: no look at a holder that may be dead,
+/// no time-out of our own, nothing undone.
 class HandOffByHand : public ByHand {
 public:
     explicit HandOffByHand(const std::string& socket_path) : ByHand{socket_path} {}
@@ -248,9 +248,9 @@ double cpu_us(const std::string& info) {
     return (std::stod(field(info, "used_cpu_user")) + std::stod(field(info, "used_cpu_sys"))) * 1e6;
 }
 
-/// What waiters sent since CONFIG RESETSTAT. Redis counts what scripts call as well: all GET, DEL, PEXPIRE, RPUSH and LPOP
-/// are theirs, and one SET goes with each RPUSH. A script that announces calls TYPE once, and no GET, which releases do
-/// once; the other TYPEs are a polling waiter's looks at the holder, each with a PTTL.
+/// What waiters sent since CONFIG RESETSTAT. Redis counts what scripts call as well: all GET, DEL, PEXPIRE, RPUSH and
+/// LPOP are theirs, and one SET goes with each RPUSH. A script that announces calls TYPE once, and no GET, which
+/// releases do once; the other TYPEs are a polling waiter's looks at the holder, each with a PTTL.
 double commands_sent(const std::string& info) {
     const auto calls = [&](const std::string& command) {
         const auto at = info.find("cmdstat_" + command + ":calls=");

@@ -1,5 +1,5 @@
-/// The signal of loss against the server's own expiry: when lost() is requested, under faults of all kinds, and when the key
-/// goes in the server, which is when somebody else could get it.
+/// The signal of loss against the server's own expiry: when lost() is requested, under faults of all kinds, and when
+/// the key goes in the server, which is when somebody else could get it.
 #include "../support/proxy.hpp"
 #include "figures.hpp"
 #include "together.hpp"
@@ -206,7 +206,8 @@ private:
             sleep_ms(2);
     }
 
-    /// Where the server can't be asked after the fault, it is asked just before; and again if a renewal came in between.
+    /// Where the server can't be asked after the fault, it is asked just before; and again if a renewal came in
+    /// between.
     void faulty(const char* name, bool ask_first, std::function<void()> fault, std::function<void()> recover) {
         redislock::Redis redis{proxy_.uri()};
         Numbers numbers;

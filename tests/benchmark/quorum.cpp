@@ -1,6 +1,6 @@
-/// What a lock-unlock cycle costs over a majority of five servers: RedisLock against two ways by hand on hiredis, all servers
-/// written to and then polled until three have answered, and one server after another; then with one and with two servers
-/// that are stopped. All take turns within one run, so that a noisy machine is noisy for all of them.
+/// What a lock-unlock cycle costs over a majority of five servers: RedisLock against two ways by hand on hiredis, all
+/// servers written to and then polled until three have answered, and one server after another; then with one and with
+/// two servers that are stopped. All take turns within one run, so that a noisy machine is noisy for all of them.
 #include "../support/redis_server.hpp"
 #include "figures.hpp"
 

@@ -1,5 +1,5 @@
-/// What renewal costs: many leases renewed on one server, against a loop on blocking hiredis that pipelines the same commands
-/// at the same times; memory per lock; and a cycle with renewal against one without.
+/// What renewal costs: many leases renewed on one server, against a loop on blocking hiredis that pipelines the same
+/// commands at the same times; memory per lock; and a cycle with renewal against one without.
 #include "../support/redis_server.hpp"
 #include "figures.hpp"
 

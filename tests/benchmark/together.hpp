@@ -92,8 +92,8 @@ private:
     std::stop_callback<std::function<void()>> callback_;
 };
 
-/// Asks for each key from shortly before its expiry on, again and again, until it has it: by hand. A server that was stopped until the
-/// first expiry may have renewed the others: such a lease is not lost, and the rival gives up.
+/// Asks for each key from shortly before its expiry on, again and again, until it has it: by hand. A server that was
+/// stopped until the first expiry may have renewed the others: such a lease is not lost, and the rival gives up.
 class Rival {
 public:
     explicit Rival(const test::RedisServer& server) : context_{::redisConnectUnix(server.socket_path().c_str())} {}

@@ -1,5 +1,5 @@
-/// What a lock-unlock cycle costs when nobody contends: RedisLock against the same two commands written by hand on blocking
-/// hiredis, the contenders taking turns within one run, so that a noisy machine is noisy for all of them.
+/// What a lock-unlock cycle costs when nobody contends: RedisLock against the same two commands written by hand on
+/// blocking hiredis, the contenders taking turns within one run, so that a noisy machine is noisy for all of them.
 #include "../support/redis_server.hpp"
 #include "figures.hpp"
 

@@ -1,5 +1,5 @@
-/// Many processes that take locks in turn, over real servers, while processes, servers and connections stop, die and break; and
-/// what must be true of it all the same.
+/// Many processes that take locks in turn, over real servers, while processes, servers and connections stop, die and
+/// break; and what must be true of it all the same.
 #include "../support/troubles.hpp"
 #include "nemesis.hpp"
 #include "worker.hpp"

@@ -1,5 +1,5 @@
-/// What the worker processes believe and do, in memory that they share with whoever judges it: what one of them has written stays
-/// when it is killed.
+/// What the worker processes believe and do, in memory that they share with whoever judges it: what one of them has
+/// written stays when it is killed.
 #pragma once
 
 #include <redislock/redislock.hpp>

@@ -1,4 +1,5 @@
-/// What goes wrong: processes and servers that stand still or die, connections that break or fall silent, clocks that go wrong.
+/// What goes wrong: processes and servers that stand still or die, connections that break or fall silent, clocks that
+/// go wrong.
 #pragma once
 
 #include "../support/proxy.hpp"
@@ -24,8 +25,8 @@ struct ClockFile {
     double rate;
 };
 
-/// A server with a wall clock of its own and a proxy before it. What it has answered for it has written, and that survives its
-/// process; only the end of the machine would need an fsync, which takes most of the time.
+/// A server with a wall clock of its own and a proxy before it. What it has answered for it has written, and that
+/// survives its process; only the end of the machine would need an fsync, which takes most of the time.
 class Node {
 public:
     Node(const std::string& folder, int number, const std::string& shim, double rate)

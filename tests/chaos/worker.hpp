@@ -11,8 +11,8 @@
 
 namespace chaos {
 
-/// What the locks are for: two numbers for each key, on a server that nobody disturbs. One is guarded by the fencing token, the other by the
-/// lock alone.
+/// What the locks are for: two numbers for each key, on a server that nobody disturbs. One is guarded by the fencing
+/// token, the other by the lock alone.
 class Registers {
 public:
     explicit Registers(const std::string& path) : context_{::redisConnectUnix(path.c_str()), &::redisFree} {}
@@ -25,8 +25,8 @@ public:
         return integer(call("EVAL %s 1 %d %llu", script, key, static_cast<unsigned long long>(fencing_token)));
     }
 
-    /// Read, and written back one higher, by whoever still owns the lock just before. Returns whether it was, and notes in `stale` if
-    /// somebody had come with a later token meanwhile.
+    /// Read, and written back one higher, by whoever still owns the lock just before. Returns whether it was, and notes
+    /// in `stale` if somebody had come with a later token meanwhile.
     template <class Owns>
     bool add_unguarded(int key, std::uint64_t fencing_token, Owns owns, std::atomic<std::uint64_t>& stale) {
         const long long value = unguarded(key);

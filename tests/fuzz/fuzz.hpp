@@ -1,4 +1,5 @@
-/// What the fuzz targets share: an input that is taken apart from the left, and a claim that ends the run where it does not hold.
+/// What the fuzz targets share: an input that is taken apart from the left, and a claim that ends the run where it does
+/// not hold.
 #pragma once
 
 #include <cstdint>

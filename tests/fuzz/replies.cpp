@@ -1,5 +1,5 @@
-// Any bytes as a server's replies, through the parser, in whatever pieces they come: what they mean to each question is judged
-// from the bytes, without the parser.
+// Any bytes as a server's replies, through the parser, in whatever pieces they come: what they mean to each question is
+// judged from the bytes, without the parser.
 #include "fuzz.hpp"
 
 #include <redislock/detail/protocol/handshake.hpp>

@@ -1,7 +1,7 @@
-// Whole conversations with a server that answers as the input tells it: in pieces, late, never, with any other bytes before or
-// behind, or by hanging up. They go through real sockets, in one thread: when the library would wait, the server acts, and
-// where it has nothing to do, the time passes. The library's own thread, which closes the connections that were given up, waits in
-// real time. Redis is the way that blocks, its Link the one that does not.
+// Whole conversations with a server that answers as the input tells it: in pieces, late, never, with any other bytes
+// before or behind, or by hanging up. They go through real sockets, in one thread: when the library would wait, the
+// server acts, and where it has nothing to do, the time passes. The library's own thread, which closes the connections
+// that were given up, waits in real time. Redis is the way that blocks, its Link the one that does not.
 #include "fuzz.hpp"
 
 #include <redislock/redis.hpp>
@@ -80,7 +80,8 @@ public:
         peers_.clear();
     }
 
-    /// One step, while the library waits for at most so long, or `between` its questions. False: there is nothing to be done.
+    /// One step, while the library waits for at most so long, or `between` its questions. False: there is nothing to be
+    /// done.
     bool act(std::chrono::nanoseconds limit, bool between) {
         take_in();
         if (script_->empty()) return answer_all();

@@ -1,5 +1,5 @@
-// Any bytes as a server's URI: they are understood or refused, what is understood can be written down and read again, and no
-// password is ever shown.
+// Any bytes as a server's URI: they are understood or refused, what is understood can be written down and read again,
+// and no password is ever shown.
 #include "fuzz.hpp"
 
 #include <redislock/uri.hpp>

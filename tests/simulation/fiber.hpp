@@ -16,8 +16,9 @@
 
 namespace simulation {
 
-/// Work on a stack of its own, which is entered by way of a context, and left and entered again by jumps, for these save no
-/// signal mask and make no system call. What the runtime library knows of exceptions being handled belongs to the stack, too.
+/// Work on a stack of its own, which is entered by way of a context, and left and entered again by jumps, for these
+/// save no signal mask and make no system call. What the runtime library knows of exceptions being handled belongs to
+/// the stack, too.
 class Fiber {
 public:
     explicit Fiber(std::function<void()> work) : work_{std::move(work)}, stack_{take_stack()} {

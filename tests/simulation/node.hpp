@@ -1,6 +1,6 @@
-/// Client processes with locks over a majority of servers, all of it simulated: clocks, network, servers, threads and what goes
-/// wrong with them. One seed makes one history, the same one each time. The code of the library is the one that is shipped; what
-/// is below the quorum's connections is the simulation's.
+/// Client processes with locks over a majority of servers, all of it simulated: clocks, network, servers, threads and
+/// what goes wrong with them. One seed makes one history, the same one each time. The code of the library is the one
+/// that is shipped; what is below the quorum's connections is the simulation's.
 #pragma once
 
 #include "fiber.hpp"
@@ -77,7 +77,8 @@ struct Question {
 
 struct Wire;
 
-/// One Redis, and what the scripts of the library do there. Its clock's milliseconds are cut off as the pessimist would do it.
+/// One Redis, and what the scripts of the library do there. Its clock's milliseconds are cut off as the pessimist would
+/// do it.
 struct Server {
     int id = 0;
     Clock clock{};
@@ -91,7 +92,8 @@ struct Server {
     std::optional<std::uint64_t> counter{};
     std::optional<Time> up_since{}; ///< in ns, if it came without its memory
 
-    /// What INFO says there, as the library judges it. One that kept its memory is known not to lose it, and is not asked.
+    /// What INFO says there, as the library judges it. One that kept its memory is known not to lose it, and is not
+    /// asked.
     Answer greet(Time t, Millis restart_delay) const {
         if (!up_since || restart_delay == Millis::zero()) return {Verdict::yes};
         const auto uptime = std::to_string(clock.at(t) / s - *up_since / s); // seconds that have begun count

@@ -91,8 +91,8 @@ inline void World::send(const std::shared_ptr<Wire>& wire, std::optional<Questio
     at(wire->up, [this, wire, question = std::move(question)] { arrive(wire, question); });
 }
 
-/// As a proxy may do it: what was sent is carried out on another connection too, whatever becomes of it on its own, and sooner
-/// or later than there. Nobody hears that answer.
+/// As a proxy may do it: what was sent is carried out on another connection too, whatever becomes of it on its own, and
+/// sooner or later than there. Nobody hears that answer.
 inline void World::repeat(const Wire& wire, const Question& question) {
     ++report_.faults;
     const Time late = random_.between(usual_delay_ / 4, random_.one_of({20 * ms, 200 * ms, longest_delay}));
@@ -255,7 +255,8 @@ inline void World::bury() {
         if (task.sleep != 0) at(now_, [this, &task, sleep = task.sleep] { resume(task, sleep); });
 }
 
-/// Between two moments at which its process does something a client can only lose the lock. So it is enough to look then.
+/// Between two moments at which its process does something a client can only lose the lock. So it is enough to look
+/// then.
 inline void World::judge(const Client& client) {
     const auto owns = [](const Client& one) { return !one.dead && one.lock != nullptr && one.lock->owns_lock(); };
     if (over_ || !owns(client)) return;

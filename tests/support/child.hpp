@@ -17,7 +17,8 @@
 
 namespace test {
 
-/// Runs in a child process, which says by its exit status whether all was well; leaves without running destructors of ours.
+/// Runs in a child process, which says by its exit status whether all was well; leaves without running destructors of
+/// ours.
 class Child {
 public:
     explicit Child(const std::function<bool()>& work) : pid_{::fork()} {

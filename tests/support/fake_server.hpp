@@ -1,5 +1,5 @@
-/// A server that says whatever a test wants, on a unix socket and on loopback: one thread a connection, each running the
-/// test's script, and all of them gone with the object.
+/// A server that says whatever a test wants, on a unix socket and on loopback: one thread a connection, each running
+/// the test's script, and all of them gone with the object.
 #pragma once
 
 #include "redis_server.hpp"

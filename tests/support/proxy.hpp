@@ -1,5 +1,5 @@
-/// A proxy on loopback before a redis-server: one thread that passes bytes on, or swallows them, or resets the connection,
-/// as a test tells it to; or does one fault, at one byte.
+/// A proxy on loopback before a redis-server: one thread that passes bytes on, or swallows them, or resets the
+/// connection, as a test tells it to; or does one fault, at one byte.
 #pragma once
 
 #include "redis_server.hpp"
@@ -45,7 +45,8 @@ public:
 
     enum class Way { up, down }; ///< to the server; to the client
 
-    /// What befalls the connection over which the byte number `at`, from now on, is to pass that way: all before have passed.
+    /// What befalls the connection over which the byte number `at`, from now on, is to pass that way: all before have
+    /// passed.
     struct Fault {
         enum class Kind {
             reset,   ///< RST, to the client
@@ -104,8 +105,8 @@ public:
         if (end_stalls()) wake();
         return !std::exchange(fault_, {}).has_value();
     }
-    /// The same, but stalls end when the next request has passed, over whichever connection: what was held back arrives while
-    /// something else is waited for.
+    /// The same, but stalls end when the next request has passed, over whichever connection: what was held back arrives
+    /// while something else is waited for.
     bool lift_when_asked() {
         const std::lock_guard guard{mutex_};
         lifts_when_asked_ = true;
@@ -138,7 +139,8 @@ public:
         const std::lock_guard guard{mutex_};
         for (Link& link : links_) link.mode = Mode::swallow;
     }
-    /// Who wants to connect from now on gets no answer at all, as from a firewall; the connections that there are go on.
+    /// Who wants to connect from now on gets no answer at all, as from a firewall; the connections that there are go
+    /// on.
     void drop_newcomers() {
         const std::lock_guard guard{mutex_};
         accepts_ = false;

@@ -1,5 +1,5 @@
-/// A redis-server of one's own: in a temporary folder, on a unix socket and a loopback port, gone with its object and with
-/// the process that started it. It speaks to its server through plain hiredis, not through what is under test.
+/// A redis-server of one's own: in a temporary folder, on a unix socket and a loopback port, gone with its object and
+/// with the process that started it. It speaks to its server through plain hiredis, not through what is under test.
 #pragma once
 
 #include <hiredis/hiredis.h>

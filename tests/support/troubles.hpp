@@ -1,5 +1,5 @@
-/// Troubles that several tests make: a storm of signals, an address that swallows everything; and how a test hears of the
-/// library's answer to them.
+/// Troubles that several tests make: a storm of signals, an address that swallows everything; and how a test hears of
+/// the library's answer to them.
 #pragma once
 
 #include "redis_server.hpp"
@@ -67,7 +67,8 @@ inline std::size_t open_descriptors(const std::string& process = "self") {
     return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
 }
 
-/// The memory that a process has to itself, in KiB: without the files that it maps, for what it has read of them counts as well.
+/// The memory that a process has to itself, in KiB: without the files that it maps, for what it has read of them counts
+/// as well.
 inline std::size_t memory_in_kib(const std::string& process = "self") {
     std::ifstream status{"/proc/" + process + "/status"};
     std::size_t kib = 0;

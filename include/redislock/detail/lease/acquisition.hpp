@@ -1,6 +1,6 @@
-/// How a lease is asked for, extended and released over a backend that may be silent, slow or in trouble: what is asked, until when, when
-/// once more, and how what may have been granted unknown to us is undone. It knows nothing of guards, nor of who renews the lease.
-/// tests/lock_test.cpp and tests/memory_test.cpp go red if it is wrong.
+/// How a lease is asked for, extended and released over a backend that may be silent, slow or in trouble: what is
+/// asked, until when, when once more, and how what may have been granted unknown to us is undone. It knows nothing of
+/// guards, nor of who renews the lease. tests/lock_test.cpp and tests/memory_test.cpp go red if it is wrong.
 #pragma once
 
 #include "../system/timers.hpp"
@@ -8,7 +8,8 @@
 
 namespace redislock::detail {
 
-/// One holder's dealings with his backend. Not thread-safe, but for what HeldLease shares with a renewer; errors are std::system_error.
+/// One holder's dealings with his backend. Not thread-safe, but for what HeldLease shares with a renewer; errors are
+/// std::system_error.
 template <Backend B>
 class Acquisition : public HeldLease {
 public:
@@ -16,9 +17,9 @@ public:
 
     B& backend;
 
-    /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed, for the
-    /// request timeout; and each question has that timeout too, or what is left until the last word. Returns how many questions
-    /// it took; 0: the lease is not ours.
+    /// The one loop of all ways to lock. Contention is waited out until `give_up`; trouble, from when it is noticed,
+    /// for the request timeout; and each question has that timeout too, or what is left until the last word. Returns
+    /// how many questions it took; 0: the lease is not ours.
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         const Millis request_timeout = options.effective_request_timeout();
         const StopSignal signal{stop};
@@ -129,8 +130,8 @@ public:
     }
 
 private:
-    /// How long a waiter stands in line at most, before he asks anew from its end. One whose machine has vanished is given
-    /// his turn, in vain, for as long as that, if the server does not notice it by itself.
+    /// How long a waiter stands in line at most, before he asks anew from its end. One whose machine has vanished is
+    /// given his turn, in vain, for as long as that, if the server does not notice it by itself.
     static constexpr Millis longest_queue{std::chrono::hours{1}};
 
     /// With the lease's own token.
@@ -145,8 +146,8 @@ private:
         return HeldLease::request(Verb::extend, token, ttl, deadline);
     }
 
-    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What was cut short
-    /// tells less than the trouble before it.
+    /// Asks until there is an answer that time won't mend, or no time is left. Each answer is put before `judge`. What
+    /// was cut short tells less than the trouble before it.
     template <class Judge>
     auto insist(const Request& request, Judge judge, bool again = true) {
         Failure trouble;
@@ -182,8 +183,8 @@ private:
         return answer;
     }
 
-    /// A grant that was waited for is as old as its question, for all that we know: an extension makes it young. False if it
-    /// has ended by now.
+    /// A grant that was waited for is as old as its question, for all that we know: an extension makes it young. False
+    /// if it has ended by now.
     bool made_young(const Deadline& deadline) {
         const TimePoint asked = backend.now();
         const Answer answer = backend.ask(extension(lease.token(), options.ttl, soon(deadline)));

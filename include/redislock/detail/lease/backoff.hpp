@@ -1,6 +1,6 @@
-/// How long to pause before asking again: of those who poll, and of those whose server is in trouble; and how long an answer may take.
-/// It knows a backend's clock and nothing of what is asked.
-/// tests/lock_test.cpp goes red if it is wrong.
+/// How long to pause before asking again: of those who poll, and of those whose server is in trouble; and how long an
+/// answer may take. It knows a backend's clock and nothing of what is asked. tests/lock_test.cpp goes red if it is
+/// wrong.
 #pragma once
 
 #include "../../backend.hpp"
@@ -9,14 +9,14 @@
 
 namespace redislock::detail {
 
-/// For how long an answer is waited for that nearly always comes: the smoothed round-trip time and four times its variation, as TCP has it
-/// (RFC 6298, section 2).
+/// For how long an answer is waited for that nearly always comes: the smoothed round-trip time and four times its
+/// variation, as TCP has it (RFC 6298, section 2).
 class RoundTrip {
 public:
     explicit RoundTrip(TimePoint::duration first_bound) noexcept : bound_{first_bound} {}
 
-    /// An answer took that long, or has not come in that time. With the first one a connection may have been opened: if the second one
-    /// is faster, that is the first that counts.
+    /// An answer took that long, or has not come in that time. With the first one a connection may have been opened: if
+    /// the second one is faster, that is the first that counts.
     void measured(TimePoint::duration span) noexcept {
         if (++count_ == 1 || (count_ == 2 && span < smoothed_)) {
             smoothed_ = span;
@@ -34,8 +34,8 @@ private:
     std::uint64_t count_ = 0;
 };
 
-/// Grows from 1 ms to `longest`; the pause itself is random up to that ("full jitter", M. Brooker 2015), and its randomness
-/// a fresh token's.
+/// Grows from 1 ms to `longest`; the pause itself is random up to that ("full jitter", M. Brooker 2015), and its
+/// randomness a fresh token's.
 template <Backend B>
 class Backoff {
 public:

@@ -1,7 +1,6 @@
-/// A lease in the hands of its holder, as the guard and the worker that renews it share it: when to renew it, when it is lost, and whom
-/// to tell; or what is left of a lease, for the worker to release. It asks nobody and waits for nothing: time and answers come in as
-/// arguments.
-/// tests/renewal_test.cpp goes red if it is wrong.
+/// A lease in the hands of its holder, as the guard and the worker that renews it share it: when to renew it, when it
+/// is lost, and whom to tell; or what is left of a lease, for the worker to release. It asks nobody and waits for
+/// nothing: time and answers come in as arguments. tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "../../observer.hpp"
@@ -13,8 +12,8 @@
 
 namespace redislock::detail {
 
-/// Between keep() and drop() the guard shares it with a renewer, and the lease is only to be touched under the mutex; else
-/// it is the guard's alone. The methods lock the mutex themselves.
+/// Between keep() and drop() the guard shares it with a renewer, and the lease is only to be touched under the mutex;
+/// else it is the guard's alone. The methods lock the mutex themselves.
 class HeldLease {
 public:
     HeldLease(std::string what, const Options& how) : key{std::move(what)}, options{how}, lease{how} {}
@@ -58,8 +57,8 @@ public:
         return next();
     }
 
-    /// In place of keep(): the lease is not held any more, and its release was not answered. The worker asks for it again until it is, or
-    /// until the key is gone by itself. Nobody else has a part in it.
+    /// In place of keep(): the lease is not held any more, and its release was not answered. The worker asks for it
+    /// again until it is, or until the key is gone by itself. Nobody else has a part in it.
     void leave_behind(Request release, TimePoint gone_by) {
         left_behind_ = std::move(release);
         left_behind_->wants_answer = true;
@@ -163,8 +162,8 @@ public:
         return ended || lease.token() != token ? Outcome::expired : lease.extended(answer, asked, ttl, now);
     }
 
-    /// What is requested when the lease is lost, and whether it's new. If so, a renewer that found the lease over() before has
-    /// told nobody; and any other is to know that there is somebody to tell.
+    /// What is requested when the lease is lost, and whether it's new. If so, a renewer that found the lease over()
+    /// before has told nobody; and any other is to know that there is somebody to tell.
     std::pair<std::stop_source, bool> listen() {
         const std::lock_guard guard{mutex};
         const bool fresh = !lost_;
@@ -234,8 +233,8 @@ private:
         return {Step::Act::ask, next(), left_behind_->token, ask_again_};
     }
 
-    /// When, and never if it is answered. The pause doubles; so that not all clients of a server that comes back ask at once, it is cut by
-    /// what the clock's last digits say.
+    /// When, and never if it is answered. The pause doubles; so that not all clients of a server that comes back ask at
+    /// once, it is cut by what the clock's last digits say.
     TimePoint release_again(const Answer& answer, TimePoint now) noexcept {
         constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
         if (!answer.is_trouble()) return give_up_ = now;

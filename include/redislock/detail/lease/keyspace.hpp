@@ -1,5 +1,6 @@
-/// What a server makes of the three verbs, in a map: its keys, who stands in line for one, and what is yet to arrive. Time comes in as an
-/// argument; it waits for nothing, and knows neither clocks nor faults. tests/memory_test.cpp goes red if it is wrong.
+/// What a server makes of the three verbs, in a map: its keys, who stands in line for one, and what is yet to arrive.
+/// Time comes in as an argument; it waits for nothing, and knows neither clocks nor faults. tests/memory_test.cpp goes
+/// red if it is wrong.
 #pragma once
 
 #include "../system/timers.hpp"
@@ -35,8 +36,8 @@ public:
         bool fencing;
     };
 
-    /// One whose acquire found the key held, in line for as long as he lives. His turn comes when he is taken out of it, with an
-    /// answer.
+    /// One whose acquire found the key held, in line for as long as he lives. His turn comes when he is taken out of
+    /// it, with an answer.
     class Waiter {
     public:
         Waiter(Keyspace& keys, Message acquire) : message{std::move(acquire)}, line_{keys.line_} {

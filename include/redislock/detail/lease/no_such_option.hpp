@@ -1,5 +1,5 @@
-/// For messages of the compiler: options that other libraries have, and that this one has under another name or not at all.
-/// tests/must_not_compile goes red if it is wrong.
+/// For messages of the compiler: options that other libraries have, and that this one has under another name or not at
+/// all. tests/must_not_compile goes red if it is wrong.
 #pragma once
 
 namespace redislock::detail {

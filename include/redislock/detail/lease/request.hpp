@@ -28,7 +28,8 @@ enum class Verb {
 using Nodes = std::uint32_t;
 inline constexpr Nodes all_nodes = ~Nodes{0};
 
-/// One question to a backend. It owns what it says, so that a copy of it outlives the call: late answers find it unchanged.
+/// One question to a backend. It owns what it says, so that a copy of it outlives the call: late answers find it
+/// unchanged.
 struct Request {
     Verb verb;
     std::string key;
@@ -36,8 +37,8 @@ struct Request {
     Millis ttl;        ///< of the lease
     Deadline deadline; ///< when we stop waiting for the answer, on the backend's clock
 
-    /// Acquire: how long it may be kept waiting for its turn before the answer is no. Above zero, a no says what time the
-    /// holder has left.
+    /// Acquire: how long it may be kept waiting for its turn before the answer is no. Above zero, a no says what time
+    /// the holder has left.
     Millis patience{0};
 
     /// Acquire: while it's waiting, how often to look whether the key is still held, and the place still there.
@@ -52,19 +53,20 @@ struct Request {
     /// Of a release: false writes it and waits for nothing. The answer is then an unknown without a reason.
     bool wants_answer = true;
 
-    /// Of a release: an acquire with this token was answered with yes. If not, it undoes what may have been granted unknown to us.
+    /// Of a release: an acquire with this token was answered with yes. If not, it undoes what may have been granted
+    /// unknown to us.
     bool was_granted = false;
 
-    /// Of a release to a majority: who may have the key. The others are asked too if an answer is wanted, but for those known to be
-    /// silent.
+    /// Of a release to a majority: who may have the key. The others are asked too if an answer is wanted, but for those
+    /// known to be silent.
     Nodes nodes = all_nodes;
 
-    /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer have, a
-    /// grant is undone, and an extension unknown.
+    /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer
+    /// have, a grant is undone, and an extension unknown.
     unsigned replicas = 0;
 
-    /// Acquire: the grant is to be numbered, see Answer::fence; and to which part the time in that number is rounded down, for
-    /// several places to come to the same number.
+    /// Acquire: the grant is to be numbered, see Answer::fence; and to which part the time in that number is rounded
+    /// down, for several places to come to the same number.
     bool fencing = false;
     std::chrono::microseconds fencing_step{1};
 
@@ -100,7 +102,8 @@ struct Answer {
     /// No connection can be made. Those that exist may be as good as before.
     bool finds_no_connection() const noexcept { return why.code == Errc::unreachable || why.code == Errc::max_clients; }
 
-    /// Time or a new connection may mend it, so that asking once more makes sense. (An unconfirmed release has nothing to mend.)
+    /// Time or a new connection may mend it, so that asking once more makes sense. (An unconfirmed release has nothing
+    /// to mend.)
     bool is_trouble() const noexcept {
         if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
         switch (static_cast<Errc>(why.code.value())) {
@@ -123,8 +126,8 @@ struct Answer {
 };
 
 namespace detail {
-/// A request that is under way, and who is told its answer. Shared by all connections over which it is put, for an answer may come
-/// when nobody waits for it any more.
+/// A request that is under way, and who is told its answer. Shared by all connections over which it is put, for an
+/// answer may come when nobody waits for it any more.
 class Question {
 public:
     explicit Question(Request what) : request{std::move(what)} {}

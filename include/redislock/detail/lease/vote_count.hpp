@@ -1,5 +1,5 @@
-/// How the votes of several nodes on one question are counted, and what they amount to. It knows neither the nodes nor how they are
-/// asked; tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
+/// How the votes of several nodes on one question are counted, and what they amount to. It knows neither the nodes nor
+/// how they are asked; tests/quorum_test.cpp and tests/simulation_test.cpp go red if it is wrong.
 #pragma once
 
 #include "request.hpp"
@@ -72,8 +72,9 @@ public:
     /// Whether a majority has said the number that is the grant's.
     bool agrees_on_fencing_token() const noexcept { return agreeing_ >= majority_; }
 
-    /// Before a vote is taken back that may have been given, or may be yet: the votes can't be won any more. False: it has been
-    /// won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the lease.
+    /// Before a vote is taken back that may have been given, or may be yet: the votes can't be won any more. False: it
+    /// has been won. Then the vote belongs to a lease that is held, and renewals count on it; it is released with the
+    /// lease.
     bool gives_up() noexcept override {
         if (!is_won()) given_up_ = true;
         return given_up_;

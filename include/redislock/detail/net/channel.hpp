@@ -1,6 +1,6 @@
-/// One connection to a server, and the exchanges that are under way on it. It connects, introduces itself, sends, receives and fails;
-/// it never waits. What is asked and what replies mean the exchanges know.
-/// tests/session_test.cpp and tests/wire_test.cpp go red if it is wrong.
+/// One connection to a server, and the exchanges that are under way on it. It connects, introduces itself, sends,
+/// receives and fails; it never waits. What is asked and what replies mean the exchanges know. tests/session_test.cpp
+/// and tests/wire_test.cpp go red if it is wrong.
 #pragma once
 
 #include "../protocol/exchange.hpp"
@@ -10,7 +10,8 @@
 
 namespace redislock::detail {
 
-/// Opens itself when there is something to send, and again after a failure, with the server's next address. Not thread-safe.
+/// Opens itself when there is something to send, and again after a failure, with the server's next address. Not
+/// thread-safe.
 ///
 /// | phase      | event                                  | next       |
 /// |------------|----------------------------------------|------------|
@@ -21,8 +22,9 @@ namespace redislock::detail {
 /// | any        | failed; an answer is overdue           | closed     |
 class Channel {
 public:
-    /// `knows_scripts`: they are called by their names from the first time on. Where the server does not know one, that costs another way to
-    /// and fro; else its first use on each connection is sent in full, which costs the server more.
+    /// `knows_scripts`: they are called by their names from the first time on. Where the server does not know one, that
+    /// costs another way to and fro; else its first use on each connection is sent in full, which costs the server
+    /// more.
     explicit Channel(const Server& server, bool knows_scripts = false)
         : server_{server}, knows_scripts_{knows_scripts} {
         peer_.knows_script.fill(knows_scripts);
@@ -47,11 +49,12 @@ public:
     /// Whether it was closed by the other end, or for its silence.
     bool has_died() const noexcept { return is_closed() && was_heard_ && !is_given_up_; }
 
-    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is kept for those who
-    /// have more time; a new question had better take another one.
+    /// Whether an extension was not answered in time, and nothing was heard since: the connection may be dead. It is
+    /// kept for those who have more time; a new question had better take another one.
     bool in_doubt() const noexcept { return is_in_doubt_; }
 
-    /// How many answers are still to come, also to extensions that are overdue; and whether one to an acquire, with this token or with any.
+    /// How many answers are still to come, also to extensions that are overdue; and whether one to an acquire, with
+    /// this token or with any.
     std::size_t owed() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -66,8 +69,8 @@ public:
     /// Whether the server lets us wait in line for this key, as far as is known.
     bool lets_wait(std::string_view key) const noexcept { return peer_.no_line_for != key; }
 
-    /// It goes out with the next advance(). Its question is answered once: with a *no* if it was never sent, with an *unknown* if its answer
-    /// will not come.
+    /// It goes out with the next advance(). Its question is answered once: with a *no* if it was never sent, with an
+    /// *unknown* if its answer will not come.
     void send(std::unique_ptr<Exchange> exchange) {
         // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
         if (phase_ == Phase::ready && owed() == 0 && !connection_.reusable()) hang_up();
@@ -182,8 +185,8 @@ private:
         throw;
     }
 
-    /// What has waited for the connection goes out. Not so the acquires that this server must not grant yet, or whose time is up:
-    /// nobody would release what is only granted now.
+    /// What has waited for the connection goes out. Not so the acquires that this server must not grant yet, or whose
+    /// time is up: nobody would release what is only granted now.
     void begin(TimePoint now) {
         unsigned replicas = 0;
         for (; !unsent_.empty(); unsent_.pop_front()) {
@@ -308,8 +311,9 @@ private:
         for (const auto& exchange : counted_) visit(*exchange);
     }
 
-    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the impatient. False: there
-    /// are no others, or an acquire or a release is overdue, behind which there is something to be sent: the connection is to be given up.
+    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the
+    /// impatient. False: there are no others, or an acquire or a release is overdue, behind which there is something to
+    /// be sent: the connection is to be given up.
     bool outlasts_overdue(TimePoint now) {
         bool any = false, others = false, only_extensions = true;
         due_ = TimePoint::max();
@@ -365,8 +369,8 @@ private:
         }
     }
 
-    /// What was not answered in time is still carried out, whenever the server comes to it: so acquires are released behind. Releases
-    /// that have not been sent yet are: they do no harm wherever the connection leads to.
+    /// What was not answered in time is still carried out, whenever the server comes to it: so acquires are released
+    /// behind. Releases that have not been sent yet are: they do no harm wherever the connection leads to.
     void leave() {
         std::string last = phase_ == Phase::ready ? out_ : hello_;
         sent_ += out_.size();

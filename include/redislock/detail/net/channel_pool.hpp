@@ -1,5 +1,5 @@
-/// The connections to one server that nobody uses at the moment. It knows nothing of what they are used for, but for this: a holder
-/// can always release. tests/cleanup_test.cpp and tests/redis_test.cpp go red if it is wrong.
+/// The connections to one server that nobody uses at the moment. It knows nothing of what they are used for, but for
+/// this: a holder can always release. tests/cleanup_test.cpp and tests/redis_test.cpp go red if it is wrong.
 #pragma once
 
 #include "channel_wait.hpp"
@@ -10,8 +10,8 @@
 
 namespace redislock::detail {
 
-/// While leases are held, one idle connection is kept for extensions and releases: a server or a process that has room for no other one
-/// must not cost a lease that was granted. Thread-safe. In a forked child it is empty.
+/// While leases are held, one idle connection is kept for extensions and releases: a server or a process that has room
+/// for no other one must not cost a lease that was granted. Thread-safe. In a forked child it is empty.
 class ChannelPool {
 public:
     ChannelPool(const Server& server, std::size_t most_idle) : server_{server}, most_idle_{most_idle} {}
@@ -25,7 +25,8 @@ public:
         return std::make_unique<Channel>(server_, true);
     }
 
-    /// The one used last, for its caches are warm, but no acquire takes the one that is kept. Null if there is none that is fit.
+    /// The one used last, for its caches are warm, but no acquire takes the one that is kept. Null if there is none
+    /// that is fit.
     std::unique_ptr<Channel> take_idle(Verb verb) {
         constexpr std::size_t most_owed =
             16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
@@ -61,7 +62,8 @@ public:
     } catch (...) { // no room for it: it's closed
     }
 
-    /// Counts the leases that are held. One that was given away, or has run out, counts for ever, and costs a connection that is kept.
+    /// Counts the leases that are held. One that was given away, or has run out, counts for ever, and costs a
+    /// connection that is kept.
     void count(const Request& request, const Answer& answer) noexcept {
         const bool is_granted = request.verb == Verb::acquire && answer.verdict == Verdict::yes;
         const bool is_over = request.was_granted && (answer.is_about_the_key() || !request.wants_answer);
@@ -78,8 +80,8 @@ private:
     using Idle = std::vector<std::unique_ptr<Channel>>;
     struct Own {
         Idle idle{};
-        const Channel* kept =
-            nullptr; ///< for releases, among those that are idle. It is not set aside: want of descriptors must not cost it
+        const Channel* kept = nullptr; ///< for releases, among those that are idle. It is not set aside: want of
+                                       ///< descriptors must not cost it
         std::size_t leases = 0;
     };
 

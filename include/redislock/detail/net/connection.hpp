@@ -37,7 +37,8 @@ public:
         return false;
     }
 
-    /// Connects without waiting: it's under way when this is true, and come about or not when the descriptor can be written.
+    /// Connects without waiting: it's under way when this is true, and come about or not when the descriptor can be
+    /// written.
     bool begin_open(const Endpoint& endpoint) {
         const int family = endpoint.address.ss_family;
         socket_ = opened([family] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); });
@@ -72,8 +73,8 @@ public:
         return good() || fail(Errc::disconnected, "not connected");
     }
 
-    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command; but perhaps those before it.
-    /// Tries once even if the deadline has passed.
+    /// Sends all of `bytes`. False: not all were sent, so that the server will not run the last command; but perhaps
+    /// those before it. Tries once even if the deadline has passed.
     bool write(std::string_view bytes, const Deadline& deadline) {
         while (write_some(bytes)) {
             if (bytes.empty()) return true;
@@ -130,9 +131,9 @@ public:
     /// The reply to the last command is left for the next user to skip.
     void owe_reply() noexcept { ++owed_; }
 
-    /// Whether it can be handed to the next user: open, and with nothing to be read but replies that are owed, and few of
-    /// these. A late or surplus reply would otherwise be taken for the answer to the next question; and a server that
-    /// finds us gone drops what it has not read yet, beyond its first 16 KB. Never blocks.
+    /// Whether it can be handed to the next user: open, and with nothing to be read but replies that are owed, and few
+    /// of these. A late or surplus reply would otherwise be taken for the answer to the next question; and a server
+    /// that finds us gone drops what it has not read yet, beyond its first 16 KB. Never blocks.
     bool reusable() {
         constexpr unsigned most_owed = 16;
         if (!good() || owed_ > most_owed) return false;
@@ -153,8 +154,8 @@ public:
     void set_aside() noexcept { socket_.set_aside(); }
     bool take_back() { return socket_.take_back() || fail(Errc::disconnected, "given up, for want of descriptors"); }
 
-    /// Sends last words, as far as that goes without waiting, and puts the socket aside. `half_close` tells a server that blocks for us
-    /// in a line that we leave it.
+    /// Sends last words, as far as that goes without waiting, and puts the socket aside. `half_close` tells a server
+    /// that blocks for us in a line that we leave it.
     void leave(std::string_view last_words, bool half_close = false) noexcept {
         ::send(socket_.fd(), last_words.data(), last_words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (half_close) ::shutdown(socket_.fd(), SHUT_WR);
@@ -233,7 +234,8 @@ private:
             objection_.swap(reply_.text);
     }
 
-    /// What recv() has returned is handed to the parser. False: there was nothing, which may be the end of the connection.
+    /// What recv() has returned is handed to the parser. False: there was nothing, which may be the end of the
+    /// connection.
     bool fed(const char* bytes, ssize_t got) {
         if (got > 0) return ::redisReaderFeed(reader_.get(), bytes, static_cast<std::size_t>(got)), true;
         if (got == 0) return fail(Errc::disconnected, "the server closed the connection");

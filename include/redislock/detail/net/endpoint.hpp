@@ -23,8 +23,8 @@ struct Endpoint {
     std::string text{};
 };
 
-/// All addresses of a host, or the one of a unix socket. A numeric host is not looked up; a name is, which may block for
-/// as long as the system's resolver does. Throws std::system_error: Errc::unresolved, Errc::bad_uri.
+/// All addresses of a host, or the one of a unix socket. A numeric host is not looked up; a name is, which may block
+/// for as long as the system's resolver does. Throws std::system_error: Errc::unresolved, Errc::bad_uri.
 inline std::vector<Endpoint> resolve(const Address& address) {
     std::vector<Endpoint> found;
     if (!address.path.empty()) {

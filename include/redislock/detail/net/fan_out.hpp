@@ -1,5 +1,5 @@
-/// How one question is put to several servers at once: over which connections, to whom not, and for how long their answers are waited
-/// for. What the votes amount to the VoteCount says; what a question is for is the quorum's affair.
+/// How one question is put to several servers at once: over which connections, to whom not, and for how long their
+/// answers are waited for. What the votes amount to the VoteCount says; what a question is for is the quorum's affair.
 /// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace redislock::detail {
 
-/// When a server that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes no
-/// difference.
+/// When a server that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes
+/// no difference.
 struct Health {
     static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
     std::atomic<TimePoint::rep> rests_until{0}, pause{0};
@@ -53,7 +53,8 @@ struct NodeSet {
     std::vector<Health> health;
 };
 
-/// A connection to each server, for one question at a time. Answers may still be owed to it when it is put aside. Not thread-safe.
+/// A connection to each server, for one question at a time. Answers may still be owed to it when it is put aside. Not
+/// thread-safe.
 template <class Node>
 class FanOut {
 public:
@@ -61,10 +62,10 @@ public:
         for (Node* node : node_set.nodes) links_.emplace_back(*node);
     }
 
-    /// Puts the question to all servers that are not at rest, and counts their answers until those still to come can't change the
-    /// result, or it is `end`, or a server at rest may be asked again, for it may be needed in place of a silent one.
-    /// A release whose answer isn't wanted goes to those alone that may have the key; and as long as one of them is still being
-    /// connected to, the vote goes on.
+    /// Puts the question to all servers that are not at rest, and counts their answers until those still to come can't
+    /// change the result, or it is `end`, or a server at rest may be asked again, for it may be needed in place of a
+    /// silent one. A release whose answer isn't wanted goes to those alone that may have the key; and as long as one of
+    /// them is still being connected to, the vote goes on.
     std::shared_ptr<VoteCount> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
         auto votes = std::make_shared<Poll>(node_set_, request);
@@ -139,8 +140,9 @@ private:
         }
     };
 
-    /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a server to which
-    /// the acquire has not been sent either, and servers that are known to be silent are not waited for.
+    /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a
+    /// server to which the acquire has not been sent either, and servers that are known to be silent are not waited
+    /// for.
     bool is_sent(const Request& release, TimePoint now) const noexcept {
         for (std::size_t n = 0; n < links_.size(); ++n) {
             const bool needs_it = (release.nodes >> n & 1) != 0 && !links_[n].owes_an_acquire(release.token);

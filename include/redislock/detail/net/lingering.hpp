@@ -14,12 +14,13 @@
 
 namespace redislock::detail {
 
-/// Sockets that stay open until the server has read what was sent on them: if we close first, the server's next write fails and it drops
-/// our unread commands. The server has read it when it closes the connection, or 1 s after it has answered. Each is closed after 10 s at
-/// the latest, the oldest when there are more than 64, and all where the process has no descriptor left.
+/// Sockets that stay open until the server has read what was sent on them: if we close first, the server's next write
+/// fails and it drops our unread commands. The server has read it when it closes the connection, or 1 s after it has
+/// answered. Each is closed after 10 s at the latest, the oldest when there are more than 64, and all where the process
+/// has no descriptor left.
 ///
-/// A thread waits for that; it runs only while there are such sockets. Where it can't be started, they are closed as others come.
-/// Thread-safe.
+/// A thread waits for that; it runs only while there are such sockets. Where it can't be started, they are closed as
+/// others come. Thread-safe.
 class LingeringSockets {
 public:
     LingeringSockets() = default;
@@ -135,8 +136,8 @@ private:
     System::Thread thread_;
 };
 
-/// The one of a process, and how many share it. Constant-initialised and never destroyed. Its lock is held for a few instructions only, and
-/// says by whom: a child finds its parent's lock open.
+/// The one of a process, and how many share it. Constant-initialised and never destroyed. Its lock is held for a few
+/// instructions only, and says by whom: a child finds its parent's lock open.
 class ProcessLingering {
 public:
     constexpr ProcessLingering() noexcept = default;

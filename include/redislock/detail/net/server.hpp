@@ -1,4 +1,5 @@
-/// Where a server is, and what is known of a connection to it that has failed. tests/session_test.cpp goes red if it is wrong.
+/// Where a server is, and what is known of a connection to it that has failed. tests/session_test.cpp goes red if it is
+/// wrong.
 #pragma once
 
 #include "../protocol/handshake.hpp"
@@ -9,7 +10,8 @@
 
 namespace redislock::detail {
 
-/// Why the connection has failed. A server that won't have us says so before it is asked, in place of the first reply, and hangs up.
+/// Why the connection has failed. A server that won't have us says so before it is asked, in place of the first reply,
+/// and hangs up.
 inline Failure why_not(const Connection& connection) {
     const std::string& said = connection.objection();
     const bool refused = said.starts_with("DENIED") || meaning(said) == Errc::max_clients;

@@ -7,8 +7,8 @@
 
 namespace redislock::detail {
 
-/// Of a text without a hash tag, in a Redis Cluster: CRC-16/XMODEM modulo 16,384 (redis.io/docs/latest/operate/oss_and_stack/reference/
-/// cluster-spec).
+/// Of a text without a hash tag, in a Redis Cluster: CRC-16/XMODEM modulo 16,384
+/// (redis.io/docs/latest/operate/oss_and_stack/reference/ cluster-spec).
 constexpr unsigned hash_slot(std::string_view text) noexcept {
     unsigned crc = 0;
     for (const char c : text) {
@@ -18,11 +18,12 @@ constexpr unsigned hash_slot(std::string_view text) noexcept {
     return crc % 16'384;
 }
 
-/// The keys beside a lock's key, in the same slot of a cluster: `waiting` announces waiters by its presence; on the list `turn` they
-/// block, and an element in it is the turn of the first; `given` tells that a turn was given just now, and may not have been taken yet,
-/// though the lock's key is free. And `fencing_counter` has the number of the last grant, for a day.
-/// They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone is not refused the whole script for
-/// their sake. Their names have the lock's key in full, so that no two keys have the same: not even k and {k}.
+/// The keys beside a lock's key, in the same slot of a cluster: `waiting` announces waiters by its presence; on the
+/// list `turn` they block, and an element in it is the turn of the first; `given` tells that a turn was given just now,
+/// and may not have been taken yet, though the lock's key is free. And `fencing_counter` has the number of the last
+/// grant, for a day. They are passed as arguments, and not as keys, so that a user who may touch the lock's key alone
+/// is not refused the whole script for their sake. Their names have the lock's key in full, so that no two keys have
+/// the same: not even k and {k}.
 struct AuxiliaryKeys {
     explicit AuxiliaryKeys(std::string_view key) {
         const auto open = key.find('{');

@@ -1,6 +1,6 @@
-/// One request to a server and its whole conversation: which bytes to send, how many replies will come, and what they amount to.
-/// These are state machines. They know no socket, no clock and no thread: replies and the time come in as arguments.
-/// tests/exchange_test.cpp goes red if they are wrong.
+/// One request to a server and its whole conversation: which bytes to send, how many replies will come, and what they
+/// amount to. These are state machines. They know no socket, no clock and no thread: replies and the time come in as
+/// arguments. tests/exchange_test.cpp goes red if they are wrong.
 #pragma once
 
 #include "../../outcome.hpp"
@@ -54,12 +54,13 @@ public:
     /// How many replicas are to be counted behind what it has just sent; 0: none, or it counts them itself.
     virtual unsigned counts_replicas() const noexcept { return 0; }
 
-    /// Whether it may be granted the key unknown to us, so that undo() must be sent behind it if nobody waits for it any more.
+    /// Whether it may be granted the key unknown to us, so that undo() must be sent behind it if nobody waits for it
+    /// any more.
     virtual bool may_grant() const noexcept { return false; }
     std::string undo() const { return release_by_body(request()); }
 
-    /// Whether undo() is to be sent behind it when nobody waits for it any more: also behind a release by name, for nobody would be there to
-    /// send it in full if the server does not know it.
+    /// Whether undo() is to be sent behind it when nobody waits for it any more: also behind a release by name, for
+    /// nobody would be there to send it in full if the server does not know it.
     virtual bool needs_undo() const noexcept { return may_grant(); }
 
     /// Whether the server serves nothing else on this connection until it is done.
@@ -103,8 +104,8 @@ private:
     Answer answer_{Verdict::unknown};
 };
 
-/// Asks for one thing with one command, by name or in full, and judges its reply. If replicas are to have it, they are counted; where an
-/// acquire has too few of them it is released again.
+/// Asks for one thing with one command, by name or in full, and judges its reply. If replicas are to have it, they are
+/// counted; where an acquire has too few of them it is released again.
 ///
 /// | state          | reply                           | next     | sends              | answer                  |
 /// |----------------|---------------------------------|----------|--------------------|-------------------------|
@@ -128,8 +129,9 @@ public:
             out += prepared.acquire(r, set_command);
             return;
         }
-        // The first use of a script on a connection teaches it, which saves a round trip where the server does not know it. A
-        // release whose answer nobody waits for is sent in full each time: nobody would be there to send it again.
+        // The first use of a script on a connection teaches it, which saves a round trip where the server does not know
+        // it. A release whose answer nobody waits for is sent in full each time: nobody would be there to send it
+        // again.
         const bool known = std::exchange(peer.knows_script[static_cast<std::size_t>(r.verb)], true);
         state_ = known && r.wants_answer ? State::asked : State::in_full;
         if (state_ == State::asked && r.verb == Verb::release)
@@ -211,8 +213,9 @@ private:
     Failure objection_{};
 };
 
-/// Tells the releases to come that somebody waits, and asks how long the key is held. The answer is busy, with the holder's remaining
-/// time: none if the key is free, and the lock is handed to the first in line. All else is why that is not possible.
+/// Tells the releases to come that somebody waits, and asks how long the key is held. The answer is busy, with the
+/// holder's remaining time: none if the key is free, and the lock is handed to the first in line. All else is why that
+/// is not possible.
 class AnnounceExchange final : public Exchange {
 public:
     using Exchange::Exchange;
@@ -245,8 +248,8 @@ private:
     bool in_full_ = false;
 };
 
-/// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who may not run scripts
-/// asks for the value in full, which may be more than a reply may have.
+/// Who has the key. Yes: somebody, who is then in `holder`; expired: nobody; all else is why that is not known. Who may
+/// not run scripts asks for the value in full, which may be more than a reply may have.
 class InspectExchange final : public Exchange {
 public:
     /// `holder` must live until the question is answered.

@@ -15,8 +15,8 @@
 
 namespace redislock::detail {
 
-/// AUTH, SELECT, INFO and CLIENT SETNAME, as far as they are needed, in one write. Nothing else is sent before we know who we are,
-/// and where; the name is a courtesy, whose reply is skipped, for a server may forbid it.
+/// AUTH, SELECT, INFO and CLIENT SETNAME, as far as they are needed, in one write. Nothing else is sent before we know
+/// who we are, and where; the name is a courtesy, whose reply is skipped, for a server may forbid it.
 class Handshake {
 public:
     /// INFO is for a delay of more than 0: see RedisOptions::restart_delay.
@@ -36,8 +36,8 @@ public:
     std::size_t awaited() const noexcept { return awaited_.size(); }
     bool has_name() const noexcept { return name_; }
 
-    /// Why the n-th reply that is waited for, from 0, ends the connection; nothing if it does not. Of a refused AUTH nothing
-    /// is repeated but the code: a server may echo the password.
+    /// Why the n-th reply that is waited for, from 0, ends the connection; nothing if it does not. Of a refused AUTH
+    /// nothing is repeated but the code: a server may echo the password.
     Failure objection(std::size_t nth, const Reply& reply) const {
         const Errc refusal = awaited_[nth];
         if (refusal == Errc::restarted && !reply.is_error() && reply.text.find(uptime) == reply.text.npos)
@@ -49,9 +49,8 @@ public:
         return {code == Errc::server_error && refusal == Errc::no_such_db ? refusal : code, reply.text};
     }
 
-    /// For how long yet one who says this may have forgotten what he granted: nothing is to be acquired there. What is held can be
-    /// extended and released, for only who remembers it says yes to that.
-    /// Nothing: the reply does not say.
+    /// For how long yet one who says this may have forgotten what he granted: nothing is to be acquired there. What is
+    /// held can be extended and released, for only who remembers it says yes to that. Nothing: the reply does not say.
     std::optional<Millis> cool_down(std::size_t nth, const Reply& reply) const {
         const auto at = reply.text.find(uptime);
         if (awaited_[nth] != Errc::restarted || at == reply.text.npos) return std::nullopt;

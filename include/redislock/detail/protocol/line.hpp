@@ -1,14 +1,14 @@
-/// Waiting in line for a key, as a conversation: announce, block until a release hands the lock on, take the key. And what the looks that
-/// are made meanwhile over another connection say of the place. A state machine without socket, clock and thread.
-/// tests/exchange_test.cpp and tests/waiting_test.cpp go red if it is wrong.
+/// Waiting in line for a key, as a conversation: announce, block until a release hands the lock on, take the key. And
+/// what the looks that are made meanwhile over another connection say of the place. A state machine without socket,
+/// clock and thread. tests/exchange_test.cpp and tests/waiting_test.cpp go red if it is wrong.
 #pragma once
 
 #include "exchange.hpp"
 
 namespace redislock::detail {
 
-/// The acquire of one who has found the key held. Announcement, BLPOP and SET travel in one write once the server is known to permit them:
-/// the server carries out the SET as soon as the block ends.
+/// The acquire of one who has found the key held. Announcement, BLPOP and SET travel in one write once the server is
+/// known to permit them: the server carries out the SET as soon as the block ends.
 ///
 /// | state      | reply, or time             | next       | sends              | answer        |
 /// |------------|----------------------------|------------|--------------------|---------------|
@@ -24,9 +24,9 @@ namespace redislock::detail {
 /// | counting   | WAIT's: as CommandExchange |            |                    |               |
 /// | polling    | as CommandExchange         |            |                    |               |
 ///
-/// A release ends the block by handing the lock on. For a lease that expires, or that a foreign client releases, nobody does: hence the
-/// looks. They are made over another connection, so that this one keeps its place in the line. If the key stays free over ten looks and
-/// no hand-off arrives, this connection is dead.
+/// A release ends the block by handing the lock on. For a lease that expires, or that a foreign client releases, nobody
+/// does: hence the looks. They are made over another connection, so that this one keeps its place in the line. If the
+/// key stays free over ten looks and no hand-off arrives, this connection is dead.
 class LineExchange final : public CommandExchange {
 public:
     LineExchange(std::shared_ptr<Question> question, TimePoint now)
@@ -100,9 +100,9 @@ public:
     /// When the next look is due: when the lease that was seen will have ended, and every now and then.
     TimePoint look_at() const noexcept { return state_ == State::blocked ? look_at_ : TimePoint::max(); }
 
-    /// What a look has said of the key. The place in the line is worth nothing any more if this is a failure. Where no other connection
-    /// can be had there is this one yet, and its place: but not for long after the announcement that a release looks for, nor after the
-    /// holder's time.
+    /// What a look has said of the key. The place in the line is worth nothing any more if this is a failure. Where no
+    /// other connection can be had there is this one yet, and its place: but not for long after the announcement that a
+    /// release looks for, nor after the holder's time.
     Failure looked(Answer latest, TimePoint now) {
         if (latest.is_busy()) {
             free_since_ = latest.was_held ? TimePoint::max() : std::min(free_since_, now);

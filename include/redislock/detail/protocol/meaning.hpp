@@ -1,4 +1,5 @@
-/// What a server's reply to a request means. It knows no socket and no clock. tests/redis_test.cpp goes red if it is wrong.
+/// What a server's reply to a request means. It knows no socket and no clock. tests/redis_test.cpp goes red if it is
+/// wrong.
 #pragma once
 
 #include "../../options.hpp"

@@ -25,7 +25,8 @@ struct Reply {
 struct ReplyBuilder {
     static constexpr long long longest_array = 1024;
 
-    /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on failure.
+    /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on
+    /// failure.
     template <class Fill>
     static void* fill(const redisReadTask* task, Fill&& set) noexcept try {
         if (task->type > REDIS_REPLY_ERROR) return nullptr; // of RESP3, for which nobody asked

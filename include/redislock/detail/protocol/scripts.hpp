@@ -91,8 +91,8 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary keys. Announces a
-/// waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
+/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary keys. Announces
+/// a waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
 /// of the key, or its type if it is no string; -2 - n: it is free, and has been somebody's turn already, which he has
 /// for n ms yet.
 inline constexpr std::string_view announce_script = R"lua(local announced = redis.call('PTTL', ARGV[2])

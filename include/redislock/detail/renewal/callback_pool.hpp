@@ -205,8 +205,8 @@ private:
     }
 
     /// Tells the most urgent message; and as soon as its token is requested the next one, if there are so many, and so
-    /// on. The mutex is locked, before and after; but not where this is false: a callback has forked, and this is the child,
-    /// whose mutex may be locked for ever.
+    /// on. The mutex is locked, before and after; but not where this is false: a callback has forked, and this is the
+    /// child, whose mutex may be locked for ever.
     static bool tell_some(Shared& shared, std::unique_lock<std::mutex>& guard, std::size_t depth = 1) {
         const Generation before = generation();
         Message message = shared.take();

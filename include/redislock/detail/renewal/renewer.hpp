@@ -1,6 +1,6 @@
-/// The thread that keeps leases alive and tells their loss in time, whatever becomes of the server. It knows when to come back to
-/// which lease; what is to be done with it the lease's HeldLease says, and a Port carries it out without ever waiting.
-/// tests/renewal_test.cpp goes red if it is wrong.
+/// The thread that keeps leases alive and tells their loss in time, whatever becomes of the server. It knows when to
+/// come back to which lease; what is to be done with it the lease's HeldLease says, and a Port carries it out without
+/// ever waiting. tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "../system/per_process.hpp"
@@ -26,8 +26,8 @@ struct Renewal {
 using AnsweredRenewals = std::vector<std::pair<Renewal, Answer>>;
 
 /// One thread for all leases of a backend, started with the first of them.
-/// Port: `send(Renewal)`, `advance(now, answered)` and `due()` as of Channel, `wait(alarm)` for whatever comes first; and an Engine,
-/// as System is one.
+/// Port: `send(Renewal)`, `advance(now, answered)` and `due()` as of Channel, `wait(alarm)` for whatever comes first;
+/// and an Engine, as System is one.
 template <class Port>
 class Renewer {
 public:
@@ -128,8 +128,8 @@ private:
         if (renewed) renewal.held_lease->tell(*renewed, answer, now - renewal.asked);
     }
 
-    /// Of those whose time has come, and of those behind them whose time is near, so that they travel together: as many as
-    /// the others' answers and losses can wait for.
+    /// Of those whose time has come, and of those behind them whose time is near, so that they travel together: as many
+    /// as the others' answers and losses can wait for.
     void take_steps(TimePoint now) {
         if (agenda_.empty() || agenda_.begin()->first.first > now) return;
         constexpr int most = 256;

@@ -12,7 +12,8 @@ namespace redislock {
 /// Every duration of the interface. A finer one (900us) does not compile, so no lease is ever cut down to 0 ms.
 using Millis = std::chrono::milliseconds;
 
-/// The time scale on which leases are judged. It has no now(): a backend owns its clock, the judgement is told the time.
+/// The time scale on which leases are judged. It has no now(): a backend owns its clock, the judgement is told the
+/// time.
 struct LeaseClock {
     using duration = std::chrono::nanoseconds;
     using rep = duration::rep;
@@ -26,8 +27,8 @@ using TimePoint = LeaseClock::time_point;
 namespace detail {
 inline constexpr std::chrono::duration<double> a_century{3.15e9};
 
-/// A parameter that takes any duration that is no finer than milliseconds. Where that would overflow it is the longest: to be refused, not
-/// to be wrapped around.
+/// A parameter that takes any duration that is no finer than milliseconds. Where that would overflow it is the longest:
+/// to be refused, not to be wrapped around.
 struct ClampedMillis : Millis {
     template <class Rep, class Period>
     requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis>
@@ -50,8 +51,8 @@ constexpr TimePoint later(TimePoint start, std::chrono::duration<Rep, Period> sp
     return start + std::chrono::ceil<TimePoint::duration>(std::max(span, std::chrono::duration<Rep, Period>::zero()));
 }
 
-/// When a wait is over: at a moment, or as soon as the descriptor `stop` can be read. A wait that is stopped ends like one
-/// whose time is up.
+/// When a wait is over: at a moment, or as soon as the descriptor `stop` can be read. A wait that is stopped ends like
+/// one whose time is up.
 struct Deadline {
     constexpr Deadline(TimePoint moment, int stop_descriptor = -1) noexcept : at{moment}, stop{stop_descriptor} {}
 

@@ -1,5 +1,6 @@
-/// The list of this process's open sockets, so that a forked child can close its copies, and those that are idle can be closed where the
-/// process has no descriptor left. It knows neither who has forked nor what a socket is for. tests/fork_test.cpp goes red if it is wrong.
+/// The list of this process's open sockets, so that a forked child can close its copies, and those that are idle can be
+/// closed where the process has no descriptor left. It knows neither who has forked nor what a socket is for.
+/// tests/fork_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "forks.hpp"
@@ -15,8 +16,8 @@
 
 namespace redislock::detail {
 
-/// Thread-safe, without locks: a child of a process with threads may use it in whatever state the fork has found it. Constant-initialised
-/// and never destroyed.
+/// Thread-safe, without locks: a child of a process with threads may use it in whatever state the fork has found it.
+/// Constant-initialised and never destroyed.
 class Descriptors {
 public:
     /// Belongs to whoever owns the descriptor, until close().
@@ -32,8 +33,8 @@ public:
     Descriptors(const Descriptors&) = delete;
     Descriptors& operator=(const Descriptors&) = delete;
 
-    /// Null where there is no memory, and for all but sockets: event and timer descriptors share one inode, so that nobody can tell
-    /// ours from one that was opened later under the same number.
+    /// Null where there is no memory, and for all but sockets: event and timer descriptors share one inode, so that
+    /// nobody can tell ours from one that was opened later under the same number.
     Entry* add(int fd, Generation generation) noexcept {
         struct stat status {};
         if (::fstat(fd, &status) != 0 || !S_ISSOCK(status.st_mode)) return nullptr;
@@ -46,7 +47,8 @@ public:
         return entry;
     }
 
-    /// The descriptor is closed before the entry is free: a child that is forked in between compares it, and leaves it alone.
+    /// The descriptor is closed before the entry is free: a child that is forked in between compares it, and leaves it
+    /// alone.
     void close(Entry& entry, Generation generation) noexcept {
         for (std::uint64_t current = entry.mark_.load();;) {
             if (current == mark(generation, State::used)) {
@@ -87,8 +89,8 @@ public:
         return any;
     }
 
-    /// In a child, by one thread: closes its copies of what its ancestors have opened. Nothing is sent, and nothing changes for them. A
-    /// number that belongs to another file by now is left alone.
+    /// In a child, by one thread: closes its copies of what its ancestors have opened. Nothing is sent, and nothing
+    /// changes for them. A number that belongs to another file by now is left alone.
     void close_inherited(Generation generation) noexcept {
         const int before = errno;
         for_each([generation](Entry& entry) {

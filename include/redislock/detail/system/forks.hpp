@@ -1,5 +1,5 @@
-/// How a process learns that it is a forked child, whatever made it: fork(), _Fork() or a system call. It knows nothing of what is to be
-/// done about that. tests/fork_test.cpp goes red if it is wrong.
+/// How a process learns that it is a forked child, whatever made it: fork(), _Fork() or a system call. It knows nothing
+/// of what is to be done about that. tests/fork_test.cpp goes red if it is wrong.
 #pragma once
 
 #include <sys/mman.h>
@@ -13,19 +13,19 @@
 
 namespace redislock::detail {
 
-/// By what a process knows itself again. It is made of the pid, so that several copies of the library in a process agree on it, and of a
-/// count, for pids repeat.
+/// By what a process knows itself again. It is made of the pid, so that several copies of the library in a process
+/// agree on it, and of a count, for pids repeat.
 using Generation = std::uint64_t;
 
-/// A Generation that is another one in a forked child. It stands in a page that the kernel fills with zeros in a child (MADV_WIPEONFORK),
-/// so that no handler is needed, which could run too late, or not at all. A child that shares its parent's memory, as after vfork(), is the
-/// same to us.
+/// A Generation that is another one in a forked child. It stands in a page that the kernel fills with zeros in a child
+/// (MADV_WIPEONFORK), so that no handler is needed, which could run too late, or not at all. A child that shares its
+/// parent's memory, as after vfork(), is the same to us.
 ///
-/// A kernel before 4.14 refuses such a page. There each look compares the process's number, and forked() must be called in a child of
-/// fork() besides: in a new pid namespace a child may have its parent's number.
+/// A kernel before 4.14 refuses such a page. There each look compares the process's number, and forked() must be called
+/// in a child of fork() besides: in a new pid namespace a child may have its parent's number.
 ///
-/// Thread-safe, without locks, and may be used in a child of a process with threads. Constant-initialised and never destroyed: it may be
-/// used before and after everything else.
+/// Thread-safe, without locks, and may be used in a child of a process with threads. Constant-initialised and never
+/// destroyed: it may be used before and after everything else.
 class Forks {
 public:
     /// `can_wipe` is false in tests only: as if the kernel refused.
@@ -60,7 +60,8 @@ private:
     using Page = std::atomic<Generation>;
     static constexpr unsigned pid_bits = 22; // PID_MAX_LIMIT of Linux
 
-    /// `last_` is ahead of what is put into the page, whenever another thread forks: no child repeats a number of its ancestors'.
+    /// `last_` is ahead of what is put into the page, whenever another thread forks: no child repeats a number of its
+    /// ancestors'.
     Look numbered(Page& page) noexcept {
         Generation number = 0;
         const Generation next = next_for(pid());

@@ -16,7 +16,8 @@ struct Guarded {
     std::mutex mutex{};
     T value{};
 
-    /// In a forked child: drops what is the parent's. False: one of the parent's threads had it locked, and nobody will ever unlock it.
+    /// In a forked child: drops what is the parent's. False: one of the parent's threads had it locked, and nobody will
+    /// ever unlock it.
     bool abandon() noexcept {
         const std::unique_lock lock{mutex, std::try_to_lock};
         if (lock) value = T{};
@@ -24,9 +25,9 @@ struct Guarded {
     }
 };
 
-/// A T, and in a forked child another one, made when it is first asked for. Thread-safe. T is default-constructible, and has
-/// `bool abandon() noexcept`, which the child calls for the T of its parent, in whatever state the fork has found it. False: it can't
-/// be destroyed.
+/// A T, and in a forked child another one, made when it is first asked for. Thread-safe. T is default-constructible,
+/// and has `bool abandon() noexcept`, which the child calls for the T of its parent, in whatever state the fork has
+/// found it. False: it can't be destroyed.
 template <class T>
 class PerProcess {
 public:

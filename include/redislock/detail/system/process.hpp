@@ -1,5 +1,5 @@
-/// What there is once in a process: the number that tells a forked child from its parent, and the list of sockets. And the owner of a
-/// descriptor. tests/fork_test.cpp goes red if it is wrong.
+/// What there is once in a process: the number that tells a forked child from its parent, and the list of sockets. And
+/// the owner of a descriptor. tests/fork_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "descriptors.hpp"
@@ -30,8 +30,8 @@ inline Generation generation() noexcept {
     return known != 0 ? known : look_again();
 }
 
-/// Each library has a handler of its own, that goes with it. So a child of fork() closes its copies of the sockets at once, and others when
-/// they first use anything of ours.
+/// Each library has a handler of its own, that goes with it. So a child of fork() closes its copies of the sockets at
+/// once, and others when they first use anything of ours.
 [[gnu::visibility("hidden")]] inline constinit std::atomic<bool> is_watched{false};
 [[gnu::visibility("hidden")]] inline void after_fork() noexcept {
     process.forks.forked();
@@ -42,8 +42,8 @@ inline Generation generation() noexcept {
         ::pthread_atfork(nullptr, nullptr, &after_fork);
 }
 
-/// An open descriptor. In a forked child it is the parent's: not used, and not closed by this object, for the number may be another
-/// file's by then. A child's copies of sockets are closed by Descriptors::close_inherited().
+/// An open descriptor. In a forked child it is the parent's: not used, and not closed by this object, for the number
+/// may be another file's by then. A child's copies of sockets are closed by Descriptors::close_inherited().
 class Descriptor {
 public:
     Descriptor() = default;
@@ -73,7 +73,8 @@ public:
     int fd() const noexcept { return fd_; }
     explicit operator bool() const noexcept { return fd_ >= 0 && generation_ == generation(); }
 
-    /// While nobody uses it, it may be closed for want of descriptors. To be taken back before it's used again; then false: it was closed.
+    /// While nobody uses it, it may be closed for want of descriptors. To be taken back before it's used again; then
+    /// false: it was closed.
     void set_aside() noexcept {
         if (*this && entry_ != nullptr) process.descriptors.spare(*entry_, generation_);
     }
@@ -90,8 +91,8 @@ private:
     Descriptors::Entry* entry_ = nullptr;
 };
 
-/// What `open()` gives; -1 and errno are its failure. Where there is no descriptor left, those that were set aside are closed, and it is
-/// tried once more.
+/// What `open()` gives; -1 and errno are its failure. Where there is no descriptor left, those that were set aside are
+/// closed, and it is tried once more.
 template <class Open>
 Descriptor opened(Open open) noexcept {
     int fd = open();

@@ -11,8 +11,8 @@
 namespace redislock::detail {
 
 /// To sleep and be woken takes longer than a near server's answer, on some virtual machines three times as long. So the
-/// answer is looked for first, for a moment, with the processor offered to others in between; ever more seldom while that is
-/// in vain, as it is with a far server.
+/// answer is looked for first, for a moment, with the processor offered to others in between; ever more seldom while
+/// that is in vain, as it is with a far server.
 class SpinWait {
 public:
     /// Whether `arrived()` has come true meanwhile.

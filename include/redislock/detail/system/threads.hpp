@@ -1,4 +1,5 @@
-/// Threads of the library, and the clock, timers and threads that a simulation replaces. tests/process_test.cpp goes red if it is wrong.
+/// Threads of the library, and the clock, timers and threads that a simulation replaces. tests/process_test.cpp goes
+/// red if it is wrong.
 #pragma once
 
 #include "spin_wait.hpp"
@@ -39,8 +40,8 @@ private:
     bool begun_ = false;
 };
 
-/// Asks the scheduler for short turns, each of them soon: for threads that do little, and must do it in time on a busy machine. Linux 6.12
-/// grants it to any thread (EEVDF, the slice in sched_setattr(2)); elsewhere it changes nothing.
+/// Asks the scheduler for short turns, each of them soon: for threads that do little, and must do it in time on a busy
+/// machine. Linux 6.12 grants it to any thread (EEVDF, the slice in sched_setattr(2)); elsewhere it changes nothing.
 inline void prefer_short_turns() noexcept {
     struct { // as in linux/sched/types.h, which does not go together with every <sched.h>
         std::uint32_t size, policy;

@@ -1,4 +1,5 @@
-/// Descriptors that wake a wait: by a call, at a moment, or by a stop_token. tests/connection_test.cpp goes red if it is wrong.
+/// Descriptors that wake a wait: by a call, at a moment, or by a stop_token. tests/connection_test.cpp goes red if it
+/// is wrong.
 #pragma once
 
 #include "../../errors.hpp"
@@ -38,8 +39,8 @@ private:
     Descriptor descriptor_;
 };
 
-/// A descriptor that can be read from a moment on, of the clock of leases: also when the machine has slept over it, unlike a
-/// time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
+/// A descriptor that can be read from a moment on, of the clock of leases: also when the machine has slept over it,
+/// unlike a time-out of poll(2). May be set from any thread. Throws std::system_error if there is none.
 class Alarm {
 public:
     Alarm() : descriptor_{opened([] { return ::timerfd_create(lease_clock, TFD_CLOEXEC | TFD_NONBLOCK); })} {

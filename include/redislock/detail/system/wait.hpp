@@ -1,4 +1,5 @@
-/// The one way to wait for descriptors. It knows nothing of what they are. tests/connection_test.cpp goes red if it is wrong.
+/// The one way to wait for descriptors. It knows nothing of what they are. tests/connection_test.cpp goes red if it is
+/// wrong.
 #pragma once
 
 #include "clock.hpp"
@@ -10,8 +11,8 @@
 
 namespace redislock::detail {
 
-/// Blocks until one of the entries is ready (then true), or until then. Signals don't shorten or prolong it. An fd of -1 is never
-/// ready. Readiness is looked for at least once, however late it is.
+/// Blocks until one of the entries is ready (then true), or until then. Signals don't shorten or prolong it. An fd of
+/// -1 is never ready. Readiness is looked for at least once, however late it is.
 inline bool wait(std::span<pollfd> entries, TimePoint until) noexcept {
     constexpr Millis longest{60'000};
     for (;;) {
