@@ -1,9 +1,9 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
-/// How a lease is kept is the backend's affair, how it is asked for the Acquisition's, and whether it still is one the
+/// How a lease is kept is the backend's affair, how it is asked for the LeaseHolder's, and whether it still is one the
 /// Lease judges. tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "detail/lease/acquisition.hpp"
+#include "detail/lease/lease_holder.hpp"
 #include "detail/lease/no_such_option.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
@@ -193,14 +193,19 @@ public:
     ///
     /// The first call for a lease may start a thread, which stays, idle, for later leases. Throws std::system_error if
     /// there is none to be had.
-    [[nodiscard]] std::stop_token lost() {
+    [[nodiscard]] std::stop_token lost() const {
         const detail::Uncancelled call;
-        State& state = own();
-        auto [source, fresh] = state.listen();
-        if (fresh && state.over(state.backend.now()))
+        check_state();
+        if (!is_ours()) {
+            std::stop_source over;
+            over.request_stop();
+            return over.get_token();
+        }
+        auto [source, fresh] = state_->listen();
+        if (fresh && state_->over(state_->backend.now()))
             source.request_stop();
         else if (fresh)
-            watch(state);
+            watch();
         return source.get_token();
     }
 
@@ -246,11 +251,11 @@ public:
     friend void swap(RedisLock& a, RedisLock& b) noexcept { a.swap(b); }
 
 private:
-    using Release = typename detail::Acquisition<B>::Release;
+    using Release = typename detail::LeaseHolder<B>::Release;
 
     /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
-    struct State : detail::Acquisition<B> {
-        using detail::Acquisition<B>::Acquisition;
+    struct State : detail::LeaseHolder<B> {
+        using detail::LeaseHolder<B>::LeaseHolder;
         TimePoint granted{}; ///< when
         const detail::Generation generation = detail::generation();
     };
@@ -262,8 +267,12 @@ private:
         return state_->generation == detail::generation();
     }
 
-    State& own() {
+    void check_state() const {
         if (!state_) raise({std::make_error_code(std::errc::operation_not_permitted), "the lock was moved from"});
+    }
+
+    State& own() {
+        check_state();
         if (!is_ours()) state_ = std::make_shared<State>(state_->backend, state_->key, state_->options);
         return *state_;
     }
@@ -293,7 +302,7 @@ private:
         const Options& options = state.options;
         state.granted = state.backend.now();
         const std::uint64_t fencing_token = state.lease.fencing_token(state.granted);
-        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share(state);
+        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share();
         detail::tell(options.observer, &Observer::acquired,
                      {state.key, state.granted - started, attempts, fencing_token});
         return true;
@@ -303,23 +312,23 @@ private:
     }
 
     /// From now on the lease is renewed, if that is wanted, and its end watched.
-    void share(State& state) {
-        const TimePoint first = state.keep(state.lease.end() - state.options.usable());
+    void share() const {
+        const TimePoint first = state_->keep(state_->lease.end() - state_->options.usable());
         try {
-            state.backend.keep(state_, first);
+            state_->backend.keep(state_, first);
         } catch (...) {
-            state.drop();
+            state_->drop();
             throw;
         }
     }
     /// From now on somebody is to be told of the loss.
-    void watch(State& state) try {
-        if (state.kept())
-            state.backend.keep(state_, state.next_step());
+    void watch() const try {
+        if (state_->kept())
+            state_->backend.keep(state_, state_->next_step());
         else
-            share(state);
+            share();
     } catch (...) {
-        state.unlisten();
+        state_->unlisten();
         throw;
     }
     static void unshare(State& state) noexcept {

@@ -1,6 +1,5 @@
-/// How long to pause before asking again: of those who poll, and of those whose server is in trouble; and how long an
-/// answer may take. It knows a backend's clock and nothing of what is asked. tests/lock_test.cpp goes red if it is
-/// wrong.
+/// How long to pause before asking again: of those who poll, and of those whose server is in trouble. It knows a
+/// backend's clock and nothing of what is asked. tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "../../backend.hpp"
@@ -8,31 +7,6 @@
 #include <charconv>
 
 namespace redislock::detail {
-
-/// For how long an answer is waited for that nearly always comes: the smoothed round-trip time and four times its
-/// variation, as TCP has it (RFC 6298, section 2).
-class RoundTrip {
-public:
-    explicit RoundTrip(TimePoint::duration first_bound) noexcept : bound_{first_bound} {}
-
-    /// An answer took that long, or has not come in that time. With the first one a connection may have been opened: if
-    /// the second one is faster, that is the first that counts.
-    void measured(TimePoint::duration span) noexcept {
-        if (++count_ == 1 || (count_ == 2 && span < smoothed_)) {
-            smoothed_ = span;
-            variation_ = span / 2;
-        } else {
-            variation_ += (std::chrono::abs(span - smoothed_) - variation_) / 4;
-            smoothed_ += (span - smoothed_) / 8;
-        }
-        bound_ = smoothed_ + 4 * variation_;
-    }
-    TimePoint::duration upper_bound() const noexcept { return bound_; }
-
-private:
-    TimePoint::duration smoothed_{}, variation_{}, bound_;
-    std::uint64_t count_ = 0;
-};
 
 /// Grows from 1 ms to `longest`; the pause itself is random up to that ("full jitter", M. Brooker 2015), and its
 /// randomness a fresh token's.
