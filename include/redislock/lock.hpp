@@ -3,8 +3,8 @@
 /// Lease judges. tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "detail/lease/lease_holder.hpp"
 #include "detail/lease/no_such_option.hpp"
+#include "detail/lease/shared_lease.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
 #include "observer.hpp"
@@ -77,7 +77,8 @@ public:
     [[nodiscard]] RedisLock(B& backend, std::string_view key, const Options& options, std::adopt_lock_t,
                             const Token& token)
         : RedisLock{backend, key, options, std::defer_lock} {
-        adopt(token);
+        const detail::Uncancelled call;
+        state_->take_over(token);
     }
 
     // clang-format off
@@ -154,7 +155,8 @@ public:
     /// Ends the lease, and says what had become of it. It ends here before the release is sent, so that even an unknown
     /// outcome leaves no lock held. Blocks for at most the request timeout; tries again while there is trouble. A key
     /// whose release was not answered by then is released in the background as soon as the server can be reached, for
-    /// as long as the key may be there and the backend lives; the outcome stays unknown.
+    /// as long as the key may be there and the backend lives; when that is destroyed, once more. The outcome stays
+    /// unknown.
     Outcome unlock() noexcept { return let_go(Release::until_answered); }
 
     /// Lets the lease live for at least `ttl` from now; it is never shortened, and one that has ended is not revived.
@@ -196,27 +198,17 @@ public:
     [[nodiscard]] std::stop_token lost() const {
         const detail::Uncancelled call;
         check_state();
-        if (!is_ours()) {
-            std::stop_source over;
-            over.request_stop();
-            return over.get_token();
-        }
-        auto [source, fresh] = state_->listen();
-        if (fresh && state_->over(state_->backend.now()))
-            source.request_stop();
-        else if (fresh)
-            watch();
-        return source.get_token();
+        if (is_ours()) return state_->lost();
+        std::stop_source over;
+        over.request_stop();
+        return over.get_token();
     }
 
     /// Gives the lease away without unlocking: whoever adopts the token that is returned has it, and if nobody does,
     /// the key goes with its ttl. Nil if the lock wasn't held. Sends nothing.
     [[nodiscard]] Token detach() noexcept {
         const Token token = this->token();
-        if (is_ours()) {
-            unshare(*state_);
-            state_->lease = Lease{state_->options};
-        }
+        if (is_ours()) state_->give_away();
         return token;
     }
 
@@ -251,14 +243,8 @@ public:
     friend void swap(RedisLock& a, RedisLock& b) noexcept { a.swap(b); }
 
 private:
-    using Release = typename detail::LeaseHolder<B>::Release;
-
-    /// On the heap, so that whoever renews the lease can share it with the guard, which may be moved meanwhile.
-    struct State : detail::LeaseHolder<B> {
-        using detail::LeaseHolder<B>::LeaseHolder;
-        TimePoint granted{}; ///< when
-        const detail::Generation generation = detail::generation();
-    };
+    using State = detail::SharedLease<B>;
+    using Release = typename State::Release;
 
     /// In a forked child the parent's lease is none of ours.
     bool is_ours() const noexcept {
@@ -279,74 +265,13 @@ private:
 
     bool acquire(TimePoint give_up, const std::stop_token& stop) {
         const detail::Uncancelled call;
-        State& state = own();
-        const TimePoint started = state.backend.now();
-        if (state.held(started))
-            state.complain(
-                {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
-        unshare(state);
-        const unsigned attempts = state.acquire(started, give_up, stop);
-        return attempts > 0 && granted(state, started, attempts);
+        return own().lock(give_up, stop);
     }
 
-    void adopt(const Token& token) {
-        const detail::Uncancelled call;
-        State& state = own();
-        const TimePoint started = state.backend.now();
-        state.adopt(token);
-        granted(state, started, 1);
-    }
-
-    /// A lease that can't be renewed as it was promised is none.
-    bool granted(State& state, TimePoint started, unsigned attempts) try {
-        const Options& options = state.options;
-        state.granted = state.backend.now();
-        const std::uint64_t fencing_token = state.lease.fencing_token(state.granted);
-        if (options.renew || options.max_hold || (options.observer && options.observer->lost)) share();
-        detail::tell(options.observer, &Observer::acquired,
-                     {state.key, state.granted - started, attempts, fencing_token});
-        return true;
-    } catch (...) {
-        let_go(Release::unconfirmed);
-        throw;
-    }
-
-    /// From now on the lease is renewed, if that is wanted, and its end watched.
-    void share() const {
-        const TimePoint first = state_->keep(state_->lease.end() - state_->options.usable());
-        try {
-            state_->backend.keep(state_, first);
-        } catch (...) {
-            state_->drop();
-            throw;
-        }
-    }
-    /// From now on somebody is to be told of the loss.
-    void watch() const try {
-        if (state_->kept())
-            state_->backend.keep(state_, state_->next_step());
-        else
-            share();
-    } catch (...) {
-        state_->unlisten();
-        throw;
-    }
-    static void unshare(State& state) noexcept {
-        if (state.drop()) state.backend.drop(state);
-    }
-
-    Outcome let_go(Release how) noexcept try {
+    Outcome let_go(Release how) noexcept {
         if (!is_ours()) return Outcome::not_held;
         const detail::Uncancelled call;
-        State& state = *state_;
-        unshare(state);
-        const TimePoint now = state.backend.now();
-        const auto [outcome, why] = state.let_go(now, how);
-        if (outcome != Outcome::not_held)
-            detail::tell(state.options.observer, &Observer::released, {state.key, now - state.granted, outcome, why});
-        return outcome;
-    } catch (...) {
-        return Outcome::unknown;
+        return state_->end(how);
     }
 
     std::shared_ptr<State> state_;

@@ -3,10 +3,8 @@
 #pragma once
 
 #include "backend.hpp"
-#include "detail/net/channel_pool.hpp"
 #include "detail/protocol/line.hpp"
-#include "detail/renewal/renewal_channels.hpp"
-#include "detail/renewal/renewer.hpp"
+#include "detail/renewal/server_port.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/random.hpp"
 #include "uri.hpp"
@@ -31,52 +29,9 @@ struct RedisOptions {
     Millis restart_delay{0};
 };
 
-namespace detail {
-/// The way of the worker's requests to a server: over the connections that are there, or else over new ones.
-class ServerPort {
-public:
-    using Engine = System;
-
-    explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
-
-    void send(Renewal renewal) {
-        BorrowedChannel& way = channels_.to(0, renewal.held_lease->options.min_replicas);
-        way.send(std::make_shared<Errand>(std::move(renewal), pool_, answered_));
-    }
-    template <class Answered>
-    void advance(TimePoint now, Answered answered) {
-        for (BorrowedChannel& way : channels_.all) way.advance(now);
-        for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
-    }
-    TimePoint due() const noexcept { return channels_.due(); }
-    void wait(const Alarm& alarm) const {
-        ChannelWait wait{{TimePoint::max(), alarm.fd()}};
-        for (const BorrowedChannel& way : channels_.all) way.add_to(wait);
-        wait();
-    }
-
-private:
-    struct Errand final : Question {
-        Errand(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
-            : Question{of.request()}, renewal{std::move(of)}, pool{over}, answers{std::move(into)} {}
-        const Renewal renewal;
-        ChannelPool& pool;
-        const std::shared_ptr<AnsweredRenewals> answers;
-        void answered(std::size_t, Answer answer) override {
-            pool.count(request, answer);
-            answers->emplace_back(renewal, std::move(answer));
-        }
-    };
-
-    const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
-    ChannelPool& pool_;
-    RenewalChannels<BorrowedChannel, ChannelPool> channels_;
-};
-} // namespace detail
-
-/// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them.
-/// Nothing is connected until a lock asks. In a forked child it makes connections of its own, and its copies of the
-/// parent's are closed.
+/// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them. That
+/// takes a request timeout at most, where a lock's release was not answered; else no time. Nothing is connected until a
+/// lock asks. In a forked child it makes connections of its own, and its copies of the parent's are closed.
 class Redis {
 public:
     /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
@@ -173,18 +128,23 @@ private:
             stand_in_line(question, *channel, is_alone);
         else
             drive(question, *channel);
-        if (question->answer->verdict == Verdict::no && !channel->was_heard() && !waits) {
-            // Where no connection can be made, one that is there will do for a moment: also one that is kept for
-            // releases.
-            if (std::unique_ptr<Channel> idle = pool_.take_idle(Verb::release)) {
-                channel = std::move(idle);
-                question = std::make_shared<AwaitedQuestion>(question->request);
-                drive(question, *channel);
+        if (!waits && may_ask_elsewhere(*question))
+            if (std::unique_ptr<Channel> spare = pool_.take_spare()) {
+                auto again = std::make_shared<AwaitedQuestion>(question->request);
+                drive(again, *spare);
+                if (again->answer->is_about_the_key()) question = std::move(again);
+                pool_.give_back(std::move(spare));
             }
-        }
         pool_.count(question->request, *question->answer);
         pool_.give_back(std::move(channel));
         return std::move(*question->answer);
+    }
+
+    /// No connection can be made, and there is time left for one that is there.
+    bool may_ask_elsewhere(const AwaitedQuestion& question) const noexcept {
+        const Answer& answer = *question.answer;
+        return answer.verdict == Verdict::no && answer.finds_no_connection() &&
+               !detail::over(question.request.deadline);
     }
 
     void drive(const std::shared_ptr<AwaitedQuestion>& question, Channel& channel) {

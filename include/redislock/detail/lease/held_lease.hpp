@@ -67,6 +67,12 @@ public:
     }
     bool is_left_behind() const noexcept { return left_behind_.has_value(); }
 
+    /// Nobody has tried yet to release what was left behind.
+    bool is_untried() const noexcept {
+        const std::lock_guard guard{mutex};
+        return is_left_behind() && !was_tried_;
+    }
+
     /// What Step::Act::ask asks for.
     Request errand(const Token& token, TimePoint deadline) const {
         Request errand = left_behind_ ? *left_behind_ : request(Verb::extend, token, options.ttl, deadline);
@@ -176,7 +182,7 @@ public:
     }
     bool has_listeners() const noexcept {
         const std::lock_guard guard{mutex};
-        return lost_ || (options.observer && options.observer->lost);
+        return !left_behind_ && (lost_ || (options.observer && options.observer->lost));
     }
     /// So many others may be lost at the same time, and each has to be told. Returns when to come back at the latest.
     TimePoint make_room(std::size_t others) noexcept {
@@ -229,7 +235,7 @@ private:
         if (now >= give_up_) return {Step::Act::nothing, TimePoint::max()};
         if (now < (asking_ ? ask_again_ : renew_at_)) return {Step::Act::nothing, next()};
         asking_ = true;
-        ask_again_ = later(now, options.effective_request_timeout());
+        ask_again_ = later(now, std::max(options.effective_request_timeout(), Millis{1'000})); // nobody waits for it
         return {Step::Act::ask, next(), left_behind_->token, ask_again_};
     }
 
@@ -237,6 +243,7 @@ private:
     /// once, it is cut by what the clock's last digits say.
     TimePoint release_again(const Answer& answer, TimePoint now) noexcept {
         constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
+        was_tried_ = true;
         if (!answer.is_trouble()) return give_up_ = now;
         pause_ = std::clamp(2 * pause_, least, longest);
         renew_at_ = now + pause_ / 2 + TimePoint::duration{now.time_since_epoch() % (pause_ / 2)};
@@ -264,6 +271,7 @@ private:
     TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
     TimePoint::duration pause_{}; ///< before a release is asked for again
     std::optional<Request> left_behind_{};
+    bool was_tried_ = false;
     std::optional<std::stop_source> lost_{};
 };
 

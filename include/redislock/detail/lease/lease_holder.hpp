@@ -46,8 +46,11 @@ public:
     void adopt(const Token& token) {
         const TimePoint asked = backend.now();
         const TimePoint deadline = later(asked, options.effective_request_timeout());
-        const Answer answer = insist(extension(token, options.ttl, deadline), [](const Answer& last) { return last; });
+        Request question = extension(token, options.ttl, deadline);
+        question.was_granted = true;
+        const Answer answer = insist(question, [](const Answer& last) { return last; });
         if (answer.verdict == Verdict::yes) { // until then it is the giver's, and none of ours to undo
+            granted_ = token;
             lease.ask(token, asked, options.ttl);
             lease.answered(answer, backend.now());
         }
@@ -59,6 +62,7 @@ public:
     /// `was`: the lease as it is now, and held.
     Outcome extend(const Lease& was, Millis ttl) {
         const TimePoint asked = backend.now();
+        longest_ = std::max(longest_, later(asked, ttl + options.effective_request_timeout()));
         const TimePoint deadline = std::min(was.end(), asked + options.effective_request_timeout());
         const Outcome outcome = insist(extension(was.token(), ttl, deadline), [&](const Answer& answer) {
             return extended(was.token(), answer, asked, ttl, backend.now());
@@ -166,18 +170,20 @@ private:
             is_open = answer.is_trouble();
             return lease.released(answer);
         };
-        const Outcome outcome = insist(question, judge, how != Release::once);
+        const Outcome outcome = insist(question, judge, how == Release::until_answered);
         if (is_open) leave_behind(std::move(question));
         return {outcome, outcome == Outcome::unknown ? why : std::error_code{}};
     }
 
     /// Where there is no memory, or no thread, the key goes with its ttl.
     void leave_behind(Request release) noexcept try {
-        if (std::exchange(left_behind_, release.token) == release.token) return;
+        const Token token = release.token;
+        if (left_behind_ == token) return;
         const TimePoint now = backend.now();
         const auto rest = std::make_shared<HeldLease>(key, options);
-        rest->leave_behind(std::move(release), std::max(lease.end(), later(now, options.ttl)));
+        rest->leave_behind(std::move(release), std::max({lease.end(), later(now, options.ttl), longest_}));
         backend.keep(rest, now);
+        left_behind_ = token;
     } catch (...) {
     }
 
@@ -195,6 +201,7 @@ private:
     }
 
     RoundTrip round_trip_{options.effective_request_timeout()};
+    TimePoint longest_{};      ///< when a lease ends at the latest for which an extension was asked
     Token granted_{};          ///< of the last grant
     Token left_behind_{};      ///< of the last one that was left to the backend's worker
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule

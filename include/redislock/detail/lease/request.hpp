@@ -55,6 +55,7 @@ struct Request {
 
     /// Of a release: an acquire with this token was answered with yes. If not, it undoes what may have been granted
     /// unknown to us.
+    /// Of an extension: it takes over a lease from somebody else.
     bool was_granted = false;
 
     /// Of a release to a majority: who may have the key. The others are asked too if an answer is wanted, but for those

@@ -3,10 +3,8 @@
 /// and tests/wire_test.cpp go red if it is wrong.
 #pragma once
 
-#include "../protocol/exchange.hpp"
+#include "../protocol/exchange_queue.hpp"
 #include "server.hpp"
-
-#include <deque>
 
 namespace redislock::detail {
 
@@ -25,26 +23,20 @@ public:
     /// `knows_scripts`: they are called by their names from the first time on. Where the server does not know one, that
     /// costs another way to and fro; else its first use on each connection is sent in full, which costs the server
     /// more.
-    explicit Channel(const Server& server, bool knows_scripts = false)
-        : server_{server}, knows_scripts_{knows_scripts} {
-        peer_.knows_script.fill(knows_scripts);
-    }
+    explicit Channel(const Server& server, bool knows_scripts = false) : server_{server}, queue_{knows_scripts} {}
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
-        if (is_pausing_ || (phase_ == Phase::ready && !unsent_.empty())) return TimePoint{};
-        return is_opening() && tried_ < server_.endpoints.size() ? std::min(due_, open_by_) : due_;
+        if (is_pausing_ || (phase_ == Phase::ready && queue_.has_unsent())) return TimePoint{};
+        return is_opening() && tried_ < server_.endpoints.size() ? std::min(queue_.due(), open_by_) : queue_.due();
     }
 
     bool is_closed() const noexcept { return phase_ == Phase::closed; }
     bool is_ready() const noexcept { return phase_ == Phase::ready; }
     bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::handshake; }
-
-    /// Whether the server has answered a question since a connection was made last.
-    bool was_heard() const noexcept { return was_heard_; }
 
     /// Whether it was closed by the other end, or for its silence.
     bool has_died() const noexcept { return is_closed() && was_heard_ && !is_given_up_; }
@@ -55,29 +47,22 @@ public:
 
     /// How many answers are still to come, also to extensions that are overdue; and whether one to an acquire, with
     /// this token or with any.
-    std::size_t owed() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
-    bool owes_an_acquire() const noexcept { return acquires_ > 0; }
-    bool owes_an_acquire(const Token& token) const noexcept {
-        bool owes = false;
-        if (acquires_ > 0) visit([&](const Exchange& one) { owes |= one.may_grant() && one.request().token == token; });
-        return owes;
-    }
+    std::size_t owed() const noexcept { return queue_.size(); }
+    bool owes_an_acquire() const noexcept { return queue_.owes_an_acquire(); }
+    bool owes_an_acquire(const Token& token) const noexcept { return queue_.owes_an_acquire(token); }
 
     /// Whether all that was sent has left this process.
-    bool is_flushed() const noexcept { return phase_ == Phase::ready && unsent_.empty() && out_.empty(); }
+    bool is_flushed() const noexcept { return phase_ == Phase::ready && !queue_.has_unsent() && queue_.out.empty(); }
 
     /// Whether the server lets us wait in line for this key, as far as is known.
-    bool lets_wait(std::string_view key) const noexcept { return peer_.no_line_for != key; }
+    bool lets_wait(std::string_view key) const noexcept { return queue_.lets_wait(key); }
 
     /// It goes out with the next advance(). Its question is answered once: with a *no* if it was never sent, with an
     /// *unknown* if its answer will not come.
     void send(std::unique_ptr<Exchange> exchange) {
         // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
         if (phase_ == Phase::ready && owed() == 0 && !connection_.reusable()) hang_up();
-        const bool may_grant = exchange->may_grant();
-        due_ = std::min(due_, exchange->due());
-        unsent_.push_back(std::move(exchange));
-        acquires_ += may_grant;
+        queue_.push(std::move(exchange));
     }
     void send(std::shared_ptr<Question> question, std::size_t node = 0) {
         send(std::make_unique<CommandExchange>(std::move(question), node));
@@ -85,7 +70,7 @@ public:
 
     /// Goes on as far as that needs no waiting.
     void advance(TimePoint now) {
-        if (phase_ == Phase::closed && !unsent_.empty()) open(now, 0);
+        if (phase_ == Phase::closed && queue_.has_unsent()) open(now, 0);
         if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
             connection_.finish_open(endpoint()))
             phase_ = Phase::handshake;
@@ -94,7 +79,7 @@ public:
         while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
             open(now, tried_);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
-        if (!is_pausing_ && due_ <= now && !outlasts_overdue(now)) fail(why_overdue());
+        if (!is_pausing_ && queue_.due() <= now) answer_overdue(now);
         if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
     }
 
@@ -111,12 +96,7 @@ public:
     }
 
     /// Nobody waits any more for what is under way: its replies are skipped.
-    void disown() {
-        visit([](Exchange& exchange) {
-            exchange.revoke();
-            exchange.tell({Verdict::unknown});
-        });
-    }
+    void disown() { queue_.disown(); }
 
     /// Gives up all that is under way: as when its time is up.
     void abandon(const Failure& why) {
@@ -132,17 +112,10 @@ public:
 
 private:
     enum class Phase { closed, connecting, handshake, ready };
-    using Exchanges = std::deque<std::unique_ptr<Exchange>>;
-
-    /// Its replies are the next ones; without an exchange it is the count of replicas for all in `counted_`.
-    struct Slot {
-        std::unique_ptr<Exchange> exchange{};
-        std::uint64_t end = 0; ///< of its bytes, counted from the beginning of the connection
-    };
 
     bool wants_to_write() const noexcept {
         return phase_ == Phase::connecting || (phase_ == Phase::handshake && !hello_.empty()) ||
-               (phase_ == Phase::ready && !out_.empty());
+               (phase_ == Phase::ready && !queue_.out.empty());
     }
 
     const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
@@ -150,7 +123,7 @@ private:
     /// The next address, after `tried` others; each has its share of the time.
     void open(TimePoint now, std::size_t tried) {
         if (tried > 0) ++nth_;
-        open_by_ = now + (std::max(due_, now) - now) / static_cast<int>(server_.endpoints.size() - tried);
+        open_by_ = now + (std::max(queue_.due(), now) - now) / static_cast<int>(server_.endpoints.size() - tried);
         tried_ = tried + 1;
         connection_ = {};
         hello_ = server_.handshake.bytes();
@@ -178,71 +151,18 @@ private:
 
     /// Where there is no memory the connection is closed: a reply may have been read and not judged.
     void exchange(TimePoint now) try {
-        begin(now);
+        queue_.begin(now, grants_from_);
+        flush();
         receive(now);
     } catch (...) {
         connection_.close();
         throw;
     }
 
-    /// What has waited for the connection goes out. Not so the acquires that this server must not grant yet, or whose
-    /// time is up: nobody would release what is only granted now.
-    void begin(TimePoint now) {
-        unsigned replicas = 0;
-        for (; !unsent_.empty(); unsent_.pop_front()) {
-            std::unique_ptr<Exchange>& exchange = unsent_.front();
-            const Request& request = exchange->request();
-            if (exchange->is_told()) continue;
-            if (exchange->may_grant() && (now < grants_from_ || request.deadline.at <= now)) {
-                --acquires_;
-                const Failure late{Errc::timed_out, "connecting"};
-                exchange->tell({Verdict::no, now < grants_from_ ? restarted(grants_from_, now) : late});
-                continue;
-            }
-            if (request.verb == Verb::release && acquires_ > 0) revoke(request.token);
-            const std::size_t before = out_.size();
-            exchange->begin(peer_, prepared_, now, out_);
-            replicas = std::max(replicas, exchange->counts_replicas());
-            push(std::move(exchange), before);
-        }
-        count_replicas(replicas, now);
-        flush();
-    }
-
-    /// What `out_` holds from `before` on is its.
-    void push(std::unique_ptr<Exchange>&& exchange, std::size_t before) {
-        try {
-            under_way_.emplace_back();
-        } catch (...) { // no bytes without their exchange, for its replies would be taken for the next one's
-            out_.resize(before);
-            throw;
-        }
-        under_way_.back() = {std::move(exchange), sent_ + out_.size()};
-    }
-
-    /// One question about the replicas does for all that go out together, and has the time of the most patient of them.
-    void count_replicas(unsigned replicas, TimePoint now) {
-        if (replicas == 0) return;
-        Request request = under_way_.back().exchange->request();
-        for (auto slot = under_way_.rbegin(); slot != under_way_.rend() && slot->exchange; ++slot)
-            if (slot->exchange->counts_replicas() > 0)
-                request.deadline.at = std::max(request.deadline.at, slot->exchange->request().deadline.at);
-        request.replicas = replicas;
-        const std::size_t before = out_.size();
-        out_ += replicas_command(request, now);
-        push(nullptr, before);
-    }
-
-    void revoke(const Token& token) noexcept {
-        for (const Slot& slot : under_way_)
-            if (slot.exchange && slot.exchange->may_grant() && slot.exchange->request().token == token)
-                slot.exchange->revoke();
-    }
-
     bool flush() {
-        const std::size_t before = out_.size();
-        const bool all = flush(out_);
-        sent_ += before - out_.size();
+        const std::size_t before = queue_.out.size();
+        const bool all = flush(queue_.out);
+        queue_.has_sent(before - queue_.out.size());
         return all;
     }
 
@@ -258,84 +178,34 @@ private:
     /// As many answers as others can wait for meanwhile.
     void receive(TimePoint now) {
         constexpr int most = 256;
-        unsigned replicas = 0;
         is_pausing_ = false;
-        for (int received = 0; !under_way_.empty() && !is_pausing_; is_pausing_ = ++received == most) {
+        for (int received = 0; queue_.awaits_reply() && !is_pausing_; is_pausing_ = ++received == most) {
             const Reply* reply = connection_.read_some();
             if (reply == nullptr) break;
+            if (!was_heard_ && reply->is_error() && meaning(reply->text) == Errc::max_clients) {
+                connection_.refuse({Errc::max_clients, reply->text});
+                break;
+            }
             is_in_doubt_ = false;
             was_heard_ = true;
-            Exchange* const exchange = under_way_.front().exchange.get();
-            if (exchange == nullptr) {
-                under_way_.pop_front();
-                for (auto& counted : std::exchange(counted_, {})) {
-                    const std::size_t before = out_.size();
-                    const Exchange::Next next = counted->counted(*reply, out_);
-                    proceed(std::move(counted), next, before, replicas);
-                }
-                continue;
-            }
-            const std::size_t before = out_.size();
-            const Exchange::Next next = exchange->take(peer_, *reply, now, out_);
-            due_ = std::min(due_, exchange->due());
-            if (next == Exchange::Next::more) continue;
-            if (next == Exchange::Next::leave) return fail(exchange->take_answer().why);
-            std::unique_ptr<Exchange> own = std::move(under_way_.front().exchange);
-            under_way_.pop_front();
-            proceed(std::move(own), next, before, replicas);
+            const ExchangeQueue::Taken taken = queue_.take(*reply, now);
+            if (taken.leaves) return fail(taken.ends);
+            for (unsigned surplus = taken.surplus; surplus > 0; --surplus) connection_.owe_reply();
+            if (taken.ends) connection_.refuse(taken.ends);
         }
-        if (under_way_.empty() && connection_.is_out_of_step()) connection_.refuse({Errc::protocol_error, {}});
-        count_replicas(replicas, now);
-        if (!out_.empty()) flush();
+        if (!queue_.awaits_reply() && connection_.is_out_of_step()) connection_.refuse({Errc::protocol_error, {}});
+        queue_.count_replicas(now);
+        if (!queue_.out.empty()) flush();
     }
 
-    /// What `out_` holds from `before` on is its.
-    void proceed(std::unique_ptr<Exchange> exchange, Exchange::Next next, std::size_t before, unsigned& replicas) {
-        if (next == Exchange::Next::count) return counted_.push_back(std::move(exchange));
-        if (next == Exchange::Next::resent) {
-            replicas = std::max(replicas, exchange->counts_replicas());
-            return push(std::move(exchange), before);
+    void answer_overdue(TimePoint now) {
+        using Overdue = ExchangeQueue::Overdue;
+        const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
+        switch (queue_.answer_overdue(now, verdict, why_overdue())) {
+        case Overdue::none: flush(); break; // an exchange that goes on may have said something
+        case Overdue::answered_alone: is_in_doubt_ = true; break;
+        case Overdue::all: fail(why_overdue());
         }
-        acquires_ -= exchange->may_grant();
-        for (unsigned surplus = exchange->surplus(); surplus > 0; --surplus) connection_.owe_reply();
-        Answer answer = exchange->take_answer();
-        if (ends_connection(answer)) connection_.refuse(answer.why);
-        exchange->tell(std::move(answer));
-    }
-
-    template <class Visit>
-    void visit(Visit visit) const {
-        for (const auto& exchange : unsent_) visit(*exchange);
-        for (const Slot& slot : under_way_)
-            if (slot.exchange) visit(*slot.exchange);
-        for (const auto& exchange : counted_) visit(*exchange);
-    }
-
-    /// Overdue extensions are answered alone, for others under way may have more time, and must not pay for the
-    /// impatient. False: there are no others, or an acquire or a release is overdue, behind which there is something to
-    /// be sent: the connection is to be given up.
-    bool outlasts_overdue(TimePoint now) {
-        bool any = false, others = false, only_extensions = true;
-        due_ = TimePoint::max();
-        visit([&](Exchange& exchange) {
-            if (exchange.is_told()) return;
-            if (!exchange.is_overdue(now, out_)) {
-                others = true;
-                due_ = std::min(due_, exchange.due());
-            } else {
-                any = true;
-                only_extensions = only_extensions && exchange.request().verb == Verb::extend;
-            }
-        });
-        if (!any) flush();
-        if (!any || !others || !only_extensions) return !any;
-        is_in_doubt_ = true;
-        visit([&](Exchange& exchange) {
-            if (exchange.is_told() || !exchange.is_overdue(now, out_)) return;
-            exchange.revoke();
-            exchange.tell(exchange.unanswered(phase_ == Phase::ready ? Verdict::unknown : Verdict::no, why_overdue()));
-        });
-        return true;
     }
 
     Failure why_overdue() const {
@@ -345,47 +215,20 @@ private:
     }
 
     void fail(const Failure& why) {
-        Exchanges counted, unsent; // what may throw comes first
-        std::deque<Slot> under_way;
-        const bool is_refused = why.code == Errc::max_clients && !was_heard_; // the server has read nothing
+        ExchangeQueue failed{false}; // what may throw comes first
+        const bool is_refused = why.code == Errc::max_clients && !was_heard_;
         const bool is_left = phase_ >= Phase::handshake && connection_.good();
         if (is_left) leave();
-        const std::uint64_t sent = sent_;
+        queue_.move_to(failed);
         hang_up();
         ++nth_;
-        acquires_ = 0;
-        counted.swap(counted_);
-        under_way.swap(under_way_);
-        unsent.swap(unsent_);
-        for (auto& exchange : counted) exchange->tell(exchange->unanswered(Verdict::unknown, why));
-        for (Slot& slot : under_way) {
-            const bool may_be_done = slot.end <= sent && !is_refused;
-            const Verdict verdict = may_be_done ? Verdict::unknown : Verdict::no;
-            if (slot.exchange) slot.exchange->tell(slot.exchange->unanswered(verdict, why));
-        }
-        for (auto& exchange : unsent) {
-            const bool may_be_done = is_left && exchange->request().verb == Verb::release;
-            exchange->tell(exchange->unanswered(may_be_done ? Verdict::unknown : Verdict::no, why));
-        }
+        failed.tell_all(why, is_left, is_refused);
     }
 
-    /// What was not answered in time is still carried out, whenever the server comes to it: so acquires are released
-    /// behind. Releases that have not been sent yet are: they do no harm wherever the connection leads to.
     void leave() {
-        std::string last = phase_ == Phase::ready ? out_ : hello_;
-        sent_ += out_.size();
-        bool is_blocked = false;
-        for (const Slot& slot : under_way_) {
-            if (!slot.exchange || !slot.exchange->needs_undo()) continue;
-            // Not where WAIT follows: the server would drop the undo behind it when it finds us gone.
-            is_blocked |= slot.exchange->blocks() && slot.exchange->request().replicas == 0;
-            if (!slot.exchange->may_grant() || slot.exchange->gives_up()) last += slot.exchange->undo();
-        }
-        for (const auto& exchange : counted_)
-            if (exchange->may_grant() && exchange->gives_up()) last += exchange->undo();
-        for (const auto& exchange : unsent_)
-            if (exchange->request().verb == Verb::release) last += release_by_body(exchange->request());
-        connection_.leave(last, is_blocked);
+        ExchangeQueue::LastWords last = queue_.last_words();
+        if (phase_ != Phase::ready) last.bytes.replace(0, queue_.out.size(), hello_);
+        connection_.leave(last.bytes, last.is_blocked);
         server_.lingering.get().keep(connection_.take_lingering());
     }
 
@@ -393,33 +236,23 @@ private:
         connection_.close();
         phase_ = Phase::closed;
         is_pausing_ = is_in_doubt_ = false;
-        peer_ = {};
-        peer_.knows_script.fill(knows_scripts_);
         grants_from_ = {};
-        due_ = TimePoint::max();
-        out_.clear();
-        sent_ = 0;
+        queue_.forget_connection();
     }
 
     const Server& server_;
-    const bool knows_scripts_;
     Connection connection_;
     SpinWait spin_wait_;
     Phase phase_ = Phase::closed;
     std::size_t nth_ = 0, tried_ = 0, replies_heard_ = 0;
     TimePoint open_by_{};
-    TimePoint grants_from_{};          ///< nothing is to be acquired before: see RedisOptions::restart_delay
-    TimePoint due_ = TimePoint::max(); ///< or earlier: nothing is overdue before
-    bool is_pausing_ = false;          ///< more may have been received than was read
+    TimePoint grants_from_{}; ///< nothing is to be acquired before: see RedisOptions::restart_delay
+    bool is_pausing_ = false; ///< more may have been received than was read
     bool is_in_doubt_ = false;
-    bool was_heard_ = false, is_given_up_ = false;
-    Peer peer_;
-    PreparedCommands prepared_;
-    std::string hello_, out_;
-    std::uint64_t sent_ = 0; ///< how many bytes of exchanges have been sent before what is in `out_`
-    Exchanges unsent_, counted_;
-    std::deque<Slot> under_way_;
-    unsigned acquires_ = 0; ///< among them all
+    bool was_heard_ = false; ///< a question was answered since a connection was made last
+    bool is_given_up_ = false;
+    std::string hello_;
+    ExchangeQueue queue_;
 };
 
 } // namespace redislock::detail

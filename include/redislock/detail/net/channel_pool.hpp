@@ -37,13 +37,28 @@ public:
                 auto chosen = own.idle.rbegin();
                 if (verb == Verb::acquire && own.leases > 0 && chosen != own.idle.rend() && chosen->get() == own.kept)
                     ++chosen;
-                if (chosen == own.idle.rend()) return nullptr;
+                if (chosen == own.idle.rend()) {
+                    if (verb != Verb::acquire && own.leases > 0) own.missed = now();
+                    return nullptr;
+                }
                 channel = std::move(*chosen);
                 own.idle.erase(std::next(chosen).base());
                 if (channel.get() == own.kept) own.kept = nullptr;
             }
             if (channel->take_back(now()) && channel->owed() <= most_owed) return channel;
         }
+    }
+
+    /// For an acquire, where no connection can be made: also the one that is kept, unless it was wanted of late for a
+    /// lease that is held.
+    std::unique_ptr<Channel> take_spare() {
+        constexpr Millis of_late{1'000};
+        {
+            auto& [mutex, own] = own_.get();
+            const std::lock_guard guard{mutex};
+            if (now() < own.missed + of_late) return nullptr;
+        }
+        return take_idle(Verb::release);
     }
 
     /// Where one has died, the others may be dead as well, though they don't know yet.
@@ -65,8 +80,11 @@ public:
     /// Counts the leases that are held. One that was given away, or has run out, counts for ever, and costs a
     /// connection that is kept.
     void count(const Request& request, const Answer& answer) noexcept {
-        const bool is_granted = request.verb == Verb::acquire && answer.verdict == Verdict::yes;
-        const bool is_over = request.was_granted && (answer.is_about_the_key() || !request.wants_answer);
+        const bool takes = request.verb == Verb::acquire || (request.verb == Verb::extend && request.was_granted);
+        const bool is_granted = takes && answer.verdict == Verdict::yes;
+        const bool is_sent = !request.wants_answer && !answer.why;
+        const bool is_over =
+            request.verb == Verb::release && request.was_granted && (answer.is_about_the_key() || is_sent);
         if (!is_granted && !is_over) return;
         auto& [mutex, own] = own_.get();
         const std::lock_guard guard{mutex};
@@ -83,6 +101,7 @@ private:
         const Channel* kept = nullptr; ///< for releases, among those that are idle. It is not set aside: want of
                                        ///< descriptors must not cost it
         std::size_t leases = 0;
+        TimePoint missed{}; ///< when an extension or a release found none idle
     };
 
     void forget_idle() {

@@ -20,6 +20,13 @@ struct Renewal {
     TimePoint asked, deadline;
 
     Request request() const { return held_lease->errand(token, deadline); }
+
+    /// Which of them may travel on one connection: WAIT blocks everything behind it, and a release that is overdue ends
+    /// the connection.
+    unsigned lane() const noexcept {
+        constexpr unsigned of_releases = ~0U;
+        return held_lease->is_left_behind() ? of_releases : held_lease->options.min_replicas;
+    }
 };
 
 /// Renewals that have been answered since they were last looked at.
@@ -36,8 +43,8 @@ public:
     Renewer(const Renewer&) = delete;
     Renewer& operator=(const Renewer&) = delete;
 
-    /// Joins the thread, which waits for nothing; unless it is the one that destroys us, for an observer has called
-    /// std::exit().
+    /// Joins the thread, which first tries once to release what was left behind: that takes a request timeout at most.
+    /// Unless it is the one that destroys us, for an observer has called std::exit().
     ~Renewer() {
         {
             const std::lock_guard guard{mutex_};
@@ -93,7 +100,7 @@ private:
             try {
                 {
                     const std::lock_guard guard{mutex_};
-                    if (over_) return;
+                    if (over_ && !has_untried()) return;
                     take_steps(Engine::now());
                     for (; !to_tell_.empty(); to_tell_.pop_front()) callbacks_.tell(to_tell_.front(), Engine::now());
                 }
@@ -108,11 +115,17 @@ private:
                 const std::lock_guard guard{mutex_};
                 const TimePoint next = agenda_.empty() ? TimePoint::max() : agenda_.begin()->first.first;
                 const TimePoint untold = to_tell_.empty() ? TimePoint::max() : later(Engine::now(), Millis{2});
-                sleeps_until_ = over_ ? TimePoint{} : std::min({next, port_.due(), callbacks_.due(), untold});
+                sleeps_until_ = std::min({next, port_.due(), callbacks_.due(), untold});
+                if (over_ && !has_untried()) sleeps_until_ = TimePoint{};
                 alarm_.set(sleeps_until_);
             }
             port_.wait(alarm_);
         }
+    }
+
+    bool has_untried() const noexcept {
+        return std::any_of(agenda_.begin(), agenda_.end(),
+                           [](const auto& entry) { return entry.second.held_lease->is_untried(); });
     }
 
     void answered(const Renewal& renewal, const Answer& answer) {

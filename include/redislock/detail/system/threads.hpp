@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -42,7 +43,9 @@ private:
 
 /// Asks the scheduler for short turns, each of them soon: for threads that do little, and must do it in time on a busy
 /// machine. Linux 6.12 grants it to any thread (EEVDF, the slice in sched_setattr(2)); elsewhere it changes nothing.
+/// Not asked for where a filter of system calls is in force (seccomp, as in most containers): it might end the process.
 inline void prefer_short_turns() noexcept {
+    if (::prctl(PR_GET_SECCOMP) != 0) return;
     struct { // as in linux/sched/types.h, which does not go together with every <sched.h>
         std::uint32_t size, policy;
         std::uint64_t flags;

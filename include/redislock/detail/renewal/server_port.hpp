@@ -1,0 +1,51 @@
+/// How the worker asks one server. tests/session_test.cpp and tests/cleanup_test.cpp go red if it is wrong.
+#pragma once
+
+#include "../net/channel_pool.hpp"
+#include "renewal_channels.hpp"
+#include "renewer.hpp"
+
+namespace redislock::detail {
+
+/// The way of the worker's requests to a server: over the connections that are there, or else over new ones.
+class ServerPort {
+public:
+    using Engine = System;
+
+    explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
+
+    void send(Renewal renewal) {
+        BorrowedChannel& way = channels_.to(0, renewal.lane());
+        way.send(std::make_shared<Errand>(std::move(renewal), pool_, answered_));
+    }
+    template <class Answered>
+    void advance(TimePoint now, Answered answered) {
+        for (BorrowedChannel& way : channels_.all) way.advance(now);
+        for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
+    }
+    TimePoint due() const noexcept { return channels_.due(); }
+    void wait(const Alarm& alarm) const {
+        ChannelWait wait{{TimePoint::max(), alarm.fd()}};
+        for (const BorrowedChannel& way : channels_.all) way.add_to(wait);
+        wait();
+    }
+
+private:
+    struct Errand final : Question {
+        Errand(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
+            : Question{of.request()}, renewal{std::move(of)}, pool{over}, answers{std::move(into)} {}
+        const Renewal renewal;
+        ChannelPool& pool;
+        const std::shared_ptr<AnsweredRenewals> answers;
+        void answered(std::size_t, Answer answer) override {
+            pool.count(request, answer);
+            answers->emplace_back(renewal, std::move(answer));
+        }
+    };
+
+    const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
+    ChannelPool& pool_;
+    RenewalChannels<BorrowedChannel, ChannelPool> channels_;
+};
+
+} // namespace redislock::detail
