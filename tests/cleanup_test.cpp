@@ -1,6 +1,7 @@
 // A holder can always renew and release: over connections that exist where no new one can be made, and later where no
 // server answers. What could not be released when the scope ended is released as soon as the server can be reached.
 #include "catch.hpp"
+#include "fake_server.hpp"
 #include "no_descriptors.hpp"
 #include "proxy.hpp"
 #include "redis_server.hpp"
@@ -204,4 +205,21 @@ TEST_CASE("destructors on a server that refuses connections wait for nothing", "
     locks.clear();
     redis.reset();
     CHECK(now() < start + 10s);
+}
+
+TEST_CASE("releases that are never answered in time cost no other lease", "[cleanup]") {
+    test::FakeServer slow{[](test::Peer& peer, int) {
+        for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
+            if (command.find("EVAL") != command.npos) detail::wait(-1, 0, later(now(), 200ms));
+            for (std::size_t at = 0; at != command.npos; at = command.find("\n*", at + 1))
+                peer.send(command.find("EVAL", at) == command.npos ? "+OK\r\n" : ":1\r\n");
+        }
+    }};
+    Redis redis{slow.unix_uri(), {.client_name = ""}};
+    RedisLock patient{redis, "patient", {.ttl = 3s, .request_timeout = 900ms}};
+    for (const TimePoint end = later(now(), 5s); now() < end; detail::wait(-1, 0, later(now(), 100ms))) {
+        RedisLock hasty{redis, "hasty", {.ttl = 30s, .renew = false, .request_timeout = 50ms}, std::defer_lock};
+        if (!failure([&] { return hasty.try_lock(); })) static_cast<void>(hasty.unlock());
+    }
+    CHECK(patient.owns_lock());
 }
