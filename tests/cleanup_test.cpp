@@ -210,14 +210,14 @@ TEST_CASE("destructors on a server that refuses connections wait for nothing", "
 TEST_CASE("releases that are never answered in time cost no other lease", "[cleanup]") {
     test::FakeServer slow{[](test::Peer& peer, int) {
         for (std::string command = peer.read(); !command.empty(); command = peer.read()) {
-            if (command.find("EVAL") != command.npos) detail::wait(-1, 0, later(now(), 200ms));
+            if (command.find("EVAL") != command.npos) detail::wait(-1, 0, later(now(), 400ms));
             for (std::size_t at = 0; at != command.npos; at = command.find("\n*", at + 1))
                 peer.send(command.find("EVAL", at) == command.npos ? "+OK\r\n" : ":1\r\n");
         }
     }};
     Redis redis{slow.unix_uri(), {.client_name = ""}};
     RedisLock patient{redis, "patient", {.ttl = 3s, .request_timeout = 900ms}};
-    for (const TimePoint end = later(now(), 5s); now() < end; detail::wait(-1, 0, later(now(), 100ms))) {
+    for (const TimePoint end = later(now(), 6s); now() < end; detail::wait(-1, 0, later(now(), 20ms))) {
         RedisLock hasty{redis, "hasty", {.ttl = 30s, .renew = false, .request_timeout = 50ms}, std::defer_lock};
         if (!failure([&] { return hasty.try_lock(); })) static_cast<void>(hasty.unlock());
     }
