@@ -27,6 +27,15 @@ struct Fixture {
     Acquisition until(TimePoint give_up, bool expects_to_wait = false) {
         return Acquisition{options, round_trip, expects_to_wait, start, give_up};
     }
+
+    /// What it says at the end of a wait of 300 ms, whose first answer is busy.
+    Acquisition::Step at_the_end(const Answer& first, const Answer& last) {
+        Acquisition waiter = until(start + 300ms);
+        waiter.ask(start);
+        CHECK(waiter.answered(first, start + 1ms).act == Act::ask);
+        waiter.ask(start + 1ms);
+        return waiter.answered(last, start + 300ms);
+    }
 };
 
 } // namespace
@@ -121,22 +130,14 @@ TEST_CASE("a question that was cut short tells less than the trouble before it",
 
 TEST_CASE("at the end it is busy if somebody was seen to hold it, whatever trouble followed", "[acquisition]") {
     Fixture fixture;
-    Acquisition waiter = fixture.until(start + 300ms);
-    waiter.ask(start);
-    CHECK(waiter.answered(busy, start + 1ms).act == Act::ask);
-    waiter.ask(start + 1ms);
-    const auto step = waiter.answered(silence, start + 300ms);
+    const auto step = fixture.at_the_end(busy, silence);
     CHECK(step.act == Act::busy);
     CHECK(step.until == start + 300ms);
 }
 
 TEST_CASE("at the end a key whose holder has no lease that ends is an error", "[acquisition]") {
     Fixture fixture;
-    Acquisition waiter = fixture.until(start + 300ms);
-    waiter.ask(start);
-    CHECK(waiter.answered(never_ends, start + 1ms).act == Act::ask);
-    waiter.ask(start + 1ms);
-    const auto step = waiter.answered(never_ends, start + 300ms);
+    const auto step = fixture.at_the_end(never_ends, never_ends);
     CHECK(step.act == Act::failed);
     CHECK(step.why.code == Errc::no_expiry);
 }

@@ -1,6 +1,6 @@
 /// The lock itself: a guard that holds a lease of a key in some backend, with the words of the standard's locks.
-/// How a lease is kept is the backend's affair, how it is asked for the LeaseHolder's, and whether it still is one the
-/// Lease judges. tests/lock_test.cpp goes red if it is wrong.
+/// How a lease is kept is the backend's affair, how it is asked for, shared and ended the SharedLease's, and whether it
+/// still is one the Lease judges. tests/lock_test.cpp goes red if it is wrong.
 #pragma once
 
 #include "detail/lease/no_such_option.hpp"
@@ -278,12 +278,14 @@ private:
     detail::Life life_{}; ///< of the backend
 };
 
+// clang-format off
 /// So that the compiler names what is no backend.
 template <class NoBackend, class... Arguments>
-requires(!Backend<NoBackend>) RedisLock(const NoBackend&, const Arguments&...)
-->RedisLock<NoBackend>;
+    requires(!Backend<NoBackend>)
+RedisLock(const NoBackend&, const Arguments&...) -> RedisLock<NoBackend>;
 template <class NoBackend, class... Tags>
-requires(!Backend<NoBackend>) RedisLock(const NoBackend&, std::string_view, const Options&, const Tags&...)
-->RedisLock<NoBackend>;
+    requires(!Backend<NoBackend>)
+RedisLock(const NoBackend&, std::string_view, const Options&, const Tags&...) -> RedisLock<NoBackend>;
+// clang-format on
 
 } // namespace redislock

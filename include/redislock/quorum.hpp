@@ -38,9 +38,9 @@ public:
     explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, channels_{nodes} {}
 
     void send(Renewal renewal) {
-        const unsigned lane = renewal.lane();
+        const unsigned group = renewal.channel_group();
         const auto vote = std::make_shared<Vote>(static_cast<unsigned>(nodes_), std::move(renewal), answered_);
-        for (std::size_t n = 0; n < nodes_; ++n) channels_.to(n, lane).send(vote, n);
+        for (std::size_t n = 0; n < nodes_; ++n) channels_.to(n, group).send(vote, n);
     }
 
     template <class Answered>

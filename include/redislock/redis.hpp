@@ -240,7 +240,7 @@ private:
         channel->advance(now());
         while (!channel->is_flushed() && !question->answer) {
             if (now() >= deadline.at) channel->abandon({Errc::timed_out, "sending"});
-            if (question->answer) return *question->answer;
+            if (question->answer) break;
             wait_for(*channel, deadline);
             channel->advance(now());
         }

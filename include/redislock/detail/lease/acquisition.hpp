@@ -13,15 +13,16 @@ namespace redislock::detail {
 /// has that timeout, and its patience, or what is left until the last word: that is `give_up`, or one request timeout
 /// for who asks only once.
 ///
-/// | state    | event                                    | next     | act                                   |
-/// |----------|------------------------------------------|----------|---------------------------------------|
-/// | any      | busy, and asked only once                |          | busy                                  |
-/// | any      | busy                                     | waiting  | ask, if it stood in line; else rest   |
-/// | any      | an error that time will not mend         |          | failed: the error                     |
-/// | any      | trouble                                  | troubled | rest                                  |
-/// | troubled | trouble, for the request timeout         |          | failed: the first, or one that tells more |
-/// | any      | the last word is too near for a question |          | busy, if somebody was seen to hold it; else
-/// failed: the trouble | | any      | the same, and the key has no lease that ends |      | failed: that |
+/// | state    | event                                     | next     | act                                         |
+/// |----------|-------------------------------------------|----------|---------------------------------------------|
+/// | any      | busy, and asked only once                 |          | busy                                        |
+/// | any      | busy, to a question without patience      | waiting  | ask                                         |
+/// | waiting  | busy                                      | waiting  | ask, if it stood in line; else rest         |
+/// | any      | an error that time will not mend          |          | failed: the error                           |
+/// | any      | trouble                                   | troubled | rest                                        |
+/// | troubled | trouble, for the request timeout          |          | failed: the first, or one that tells more   |
+/// | any      | the last word is near, a holder was seen  |          | busy; failed, if that has no lease that ends |
+/// | any      | the last word is near, none was seen      |          | failed: the trouble                         |
 ///
 /// A waiting question has patience: it may stand in line. The first one has it where the last grant had to be waited
 /// for.

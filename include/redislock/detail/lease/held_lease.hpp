@@ -40,7 +40,7 @@ public:
         enum class Act { nothing, ask, tell };
         Act act;
         TimePoint next;
-        Token token{};                               ///< to ask for: see errand()
+        Token token{};                               ///< to ask for: see worker_request()
         TimePoint deadline{};                        ///< of its answer; or of telling: the end of the lease
         Loss why = Loss::expired;                    ///< to tell
         std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
@@ -59,25 +59,26 @@ public:
 
     /// In place of keep(): the lease is not held any more, and its release was not answered. The worker asks for it
     /// again until it is, or until the key is gone by itself. Nobody else has a part in it.
-    void leave_behind(Request release, TimePoint gone_by) {
-        left_behind_ = std::move(release);
-        left_behind_->wants_answer = true;
+    void release_later(Request release, TimePoint gone_by) {
+        pending_release_ = std::move(release);
+        pending_release_->wants_answer = true;
         kept_ = true;
         give_up_ = gone_by;
     }
-    bool is_left_behind() const noexcept { return left_behind_.has_value(); }
+    bool is_pending_release() const noexcept { return pending_release_.has_value(); }
 
     /// Nobody has tried yet to release what was left behind.
     bool is_untried() const noexcept {
         const std::lock_guard guard{mutex};
-        return is_left_behind() && !was_tried_;
+        return is_pending_release() && !was_tried_;
     }
 
     /// What Step::Act::ask asks for.
-    Request errand(const Token& token, TimePoint deadline) const {
-        Request errand = left_behind_ ? *left_behind_ : request(Verb::extend, token, options.ttl, deadline);
-        errand.deadline = deadline;
-        return errand;
+    Request worker_request(const Token& token, TimePoint deadline) const {
+        if (!pending_release_) return request(Verb::extend, token, options.ttl, deadline);
+        Request release = *pending_release_;
+        release.deadline = deadline;
+        return release;
     }
 
     /// The lease is the guard's alone again, and what is answered later makes no difference. What was lost() before is
@@ -122,7 +123,7 @@ public:
         const std::lock_guard guard{mutex};
         if (!kept_ || told_) return {Step::Act::nothing, TimePoint::max()};
         const TimePoint now = latest(time), end = lease.end();
-        if (is_left_behind()) return step_of_release(now);
+        if (is_pending_release()) return step_of_release(now);
         if (now >= last_call()) lease.cut_short(now);
         if (!lease.held(now) || now >= give_up_) {
             told_ = true;
@@ -147,10 +148,10 @@ public:
     std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked,
                                     TimePoint time) noexcept {
         const std::lock_guard guard{mutex};
-        if (!kept_ || token != (left_behind_ ? left_behind_->token : lease.token())) return std::nullopt;
+        if (!kept_ || token != (pending_release_ ? pending_release_->token : lease.token())) return std::nullopt;
         const TimePoint now = latest(time);
         asking_ = false;
-        if (is_left_behind()) return Renewed{release_again(answer, now), false, TimePoint::duration::zero()};
+        if (is_pending_release()) return Renewed{release_again(answer, now), false, TimePoint::duration::zero()};
         const TimePoint::duration left = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
         if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
@@ -182,7 +183,7 @@ public:
     }
     bool has_listeners() const noexcept {
         const std::lock_guard guard{mutex};
-        return !left_behind_ && (lost_ || (options.observer && options.observer->lost));
+        return !pending_release_ && (lost_ || (options.observer && options.observer->lost));
     }
     /// So many others may be lost at the same time, and each has to be told. Returns when to come back at the latest.
     TimePoint make_room(std::size_t others) noexcept {
@@ -206,7 +207,7 @@ public:
         detail::tell(options.observer, &Observer::renewed, {key, round_trip, left});
     }
     void tell(const Renewed& renewed, const Answer& answer, TimePoint::duration round_trip) const noexcept {
-        if (is_left_behind()) return; // the outcome of its release has been told
+        if (is_pending_release()) return; // the outcome of its release has been told
         if (renewed.confirmed) return tell_renewed(round_trip, renewed.left);
         const std::error_code why =
             answer.why ? answer.why.code : make_error_code(Errc::timed_out); // a yes was too late
@@ -236,7 +237,7 @@ private:
         if (now < (asking_ ? ask_again_ : renew_at_)) return {Step::Act::nothing, next()};
         asking_ = true;
         ask_again_ = later(now, std::max(options.effective_request_timeout(), Millis{1'000})); // nobody waits for it
-        return {Step::Act::ask, next(), left_behind_->token, ask_again_};
+        return {Step::Act::ask, next(), pending_release_->token, ask_again_};
     }
 
     /// When, and never if it is answered. The pause doubles; so that not all clients of a server that comes back ask at
@@ -258,7 +259,7 @@ private:
     }
 
     TimePoint next() const noexcept {
-        const TimePoint end = is_left_behind() ? give_up_ : std::min(last_call(), give_up_);
+        const TimePoint end = is_pending_release() ? give_up_ : std::min(last_call(), give_up_);
         return std::min(end, asking_ ? ask_again_ : renew_at_);
     }
 
@@ -270,7 +271,7 @@ private:
     TimePoint renew_at_{}, give_up_{};
     TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
     TimePoint::duration pause_{}; ///< before a release is asked for again
-    std::optional<Request> left_behind_{};
+    std::optional<Request> pending_release_{};
     bool was_tried_ = false;
     std::optional<std::stop_source> lost_{};
 };

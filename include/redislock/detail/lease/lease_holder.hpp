@@ -171,19 +171,19 @@ private:
             return lease.released(answer);
         };
         const Outcome outcome = insist(question, judge, how == Release::until_answered);
-        if (is_open) leave_behind(std::move(question));
+        if (is_open) release_later(std::move(question));
         return {outcome, outcome == Outcome::unknown ? why : std::error_code{}};
     }
 
     /// Where there is no memory, or no thread, the key goes with its ttl.
-    void leave_behind(Request release) noexcept try {
+    void release_later(Request release) noexcept try {
         const Token token = release.token;
-        if (left_behind_ == token) return;
+        if (handed_over_ == token) return;
         const TimePoint now = backend.now();
         const auto rest = std::make_shared<HeldLease>(key, options);
-        rest->leave_behind(std::move(release), std::max({lease.end(), later(now, options.ttl), longest_}));
+        rest->release_later(std::move(release), std::max({lease.end(), later(now, options.ttl), longest_}));
         backend.keep(rest, now);
-        left_behind_ = token;
+        handed_over_ = token;
     } catch (...) {
     }
 
@@ -203,7 +203,7 @@ private:
     RoundTrip round_trip_{options.effective_request_timeout()};
     TimePoint longest_{};      ///< when a lease ends at the latest for which an extension was asked
     Token granted_{};          ///< of the last grant
-    Token left_behind_{};      ///< of the last one that was left to the backend's worker
+    Token handed_over_{};      ///< of the last one that was left to the backend's worker
     bool had_to_wait_ = false; ///< for the last grant: then it will be so again, as a rule
 };
 

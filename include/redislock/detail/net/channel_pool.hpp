@@ -4,7 +4,6 @@
 
 #include "channel_wait.hpp"
 
-#include <atomic>
 #include <mutex>
 #include <vector>
 
@@ -28,8 +27,8 @@ public:
     /// The one used last, for its caches are warm, but no acquire takes the one that is kept. Null if there is none
     /// that is fit.
     std::unique_ptr<Channel> take_idle(Verb verb) {
-        constexpr std::size_t most_owed =
-            16; // a server that finds us gone drops what it has not read yet, beyond its first 16 KB
+        // A server that finds us gone drops what it has not read yet, beyond its first 16 KB.
+        constexpr std::size_t most_owed = 16;
         for (auto& [mutex, own] = own_.get();;) {
             std::unique_ptr<Channel> channel;
             {

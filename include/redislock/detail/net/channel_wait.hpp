@@ -1,7 +1,6 @@
 /// The one wait for channels. tests/session_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "../system/wait.hpp"
 #include "channel.hpp"
 
 #include <array>

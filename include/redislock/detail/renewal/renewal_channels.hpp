@@ -10,19 +10,18 @@
 
 namespace redislock::detail {
 
-/// Channels to each of some places, and others for each lane: see Renewal. And where
-/// a channel is in doubt, another one to the same place: a connection that is dead must not hold up what is asked from
-/// now on, and those under way on one that is only slow are not to lose it for the sake of an impatient one.
+/// Channels to each of some places, others for each group of requests (see Renewal), and where a channel is in doubt,
+/// another one to the same place: a connection that is dead must not hold up what is asked from now on, and those under
+/// way on one that is only slow are not to lose it for the sake of an impatient one.
 template <class Channel, class Place>
 class RenewalChannels {
 public:
     explicit RenewalChannels(std::vector<Place*> places) : places_{std::move(places)} {}
 
-    /// The channel to the nth place for the next question of a lane. The first one that is not in
-    /// doubt, or a new one; where that would be more than `most`, the last: in time the others are given up, and then
-    /// used anew.
-    Channel& to(std::size_t nth, unsigned lane) {
-        const std::pair label{nth, lane};
+    /// The channel to the nth place for the next request of a group. The first one that is not in doubt, or a new one;
+    /// where that would be more than `most`, the last: in time the others are given up, and then used anew.
+    Channel& to(std::size_t nth, unsigned group) {
+        const std::pair label{nth, group};
         Channel* last = nullptr;
         unsigned count = 0;
         for (std::size_t i = 0; i < labels_.size(); ++i) {
@@ -48,7 +47,7 @@ private:
     static constexpr unsigned most = 4;
 
     const std::vector<Place*> places_;
-    std::vector<std::pair<std::size_t, unsigned>> labels_; ///< of each channel: the place, and the lane
+    std::vector<std::pair<std::size_t, unsigned>> labels_; ///< of each channel: the place, and the group
 };
 
 } // namespace redislock::detail

@@ -19,13 +19,13 @@ struct Renewal {
     Token token;
     TimePoint asked, deadline;
 
-    Request request() const { return held_lease->errand(token, deadline); }
+    Request request() const { return held_lease->worker_request(token, deadline); }
 
     /// Which of them may travel on one connection: WAIT blocks everything behind it, and a release that is overdue ends
     /// the connection.
-    unsigned lane() const noexcept {
+    unsigned channel_group() const noexcept {
         constexpr unsigned of_releases = ~0U;
-        return held_lease->is_left_behind() ? of_releases : held_lease->options.min_replicas;
+        return held_lease->is_pending_release() ? of_releases : held_lease->options.min_replicas;
     }
 };
 

@@ -15,8 +15,8 @@ public:
     explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
 
     void send(Renewal renewal) {
-        BorrowedChannel& way = channels_.to(0, renewal.lane());
-        way.send(std::make_shared<Errand>(std::move(renewal), pool_, answered_));
+        BorrowedChannel& way = channels_.to(0, renewal.channel_group());
+        way.send(std::make_shared<WorkerQuestion>(std::move(renewal), pool_, answered_));
     }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
@@ -31,8 +31,8 @@ public:
     }
 
 private:
-    struct Errand final : Question {
-        Errand(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
+    struct WorkerQuestion final : Question {
+        WorkerQuestion(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
             : Question{of.request()}, renewal{std::move(of)}, pool{over}, answers{std::move(into)} {}
         const Renewal renewal;
         ChannelPool& pool;
