@@ -1,5 +1,6 @@
 // flock(1) for a cluster: runs a command while a lock is held, and ends the command before the lock can be another's.
 // How, and with which exit status, is told in `manual`.
+#include <redislock/cluster.hpp>
 #include <redislock/redislock.hpp>
 
 #include <CLI/CLI.hpp>
@@ -101,10 +102,13 @@ std::string no_name(const std::string& text) {
 struct Settings {
     std::string key{};
     std::vector<std::string> urls{};
+    redislock::RedisOptions server{};
+    bool uses_tls = false, is_cluster = false;
+    unsigned min_replicas = 0;
     std::string fence_env{};
     Duration ttl{30s};
-    std::optional<Duration> wait{}, kill_after{};
-    bool nonblock = false, status = false, quiet = false;
+    std::optional<Duration> wait{}, kill_after{}, restart_delay{};
+    bool nonblock = false, status = false, check = false, quiet = false;
 
     Millis grace() const { return kill_after ? kill_after->span : ttl.span / 6; }
     /// Where nobody reads, nothing: we must not be held up.
@@ -307,11 +311,50 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
     }
 }
 
-/// With the server, or with the majority of several.
+std::vector<redislock::Address> addresses_of(const Settings& settings) {
+    std::vector<redislock::Address> all;
+    for (const std::string& url : settings.urls) {
+        all.push_back(redislock::Address::parse(url));
+        all.back().tls |= settings.uses_tls && all.back().path.empty();
+    }
+    return all;
+}
+redislock::RedisOptions options_of(const Settings& settings) {
+    redislock::RedisOptions options = settings.server;
+    if (settings.restart_delay) options.restart_delay = settings.restart_delay->span;
+    return options;
+}
+
+/// Under keys beside the lock's, which may be held.
+template <class Server>
+void show_check(Server& server, const Settings& settings) {
+    for (const std::string& warning : redislock::check(server, settings.key))
+        if (!settings.quiet) std::cout << server.name() << ": " << warning << '\n';
+    if (!settings.quiet) std::cout << server.name() << ": locks can be had\n";
+}
+int show_checks(const Settings& settings) {
+    if (settings.is_cluster) {
+        redislock::Cluster cluster{addresses_of(settings), options_of(settings)};
+        show_check(cluster, settings);
+        return 0;
+    }
+    for (redislock::Address& address : addresses_of(settings)) {
+        redislock::Redis server{std::move(address), options_of(settings)};
+        show_check(server, settings);
+    }
+    return 0;
+}
+
+/// With the server, the cluster, or the majority of several servers.
 template <class Use>
 int with_servers(const Settings& settings, Use use) {
+    if (settings.is_cluster) {
+        redislock::Cluster cluster{addresses_of(settings), options_of(settings)};
+        return use(cluster);
+    }
     std::deque<redislock::Redis> servers;
-    for (const std::string& url : settings.urls) servers.emplace_back(url); // may block to resolve a name
+    for (redislock::Address& address : addresses_of(settings))
+        servers.emplace_back(std::move(address), options_of(settings));
     if (servers.size() == 1) return use(servers.front());
     std::vector<redislock::Redis*> all;
     for (redislock::Redis& server : servers) all.push_back(&server);
@@ -324,7 +367,10 @@ int run(Servers& servers, const Settings& settings, char** words) {
     const Signals signals; // until now they end us
     Told::lost();          // may throw, where the observer may not
     const bool fencing = !settings.fence_env.empty();
-    const redislock::Options options{.ttl = settings.ttl.span, .fencing = fencing, .observer = &Told::observer};
+    const redislock::Options options{.ttl = settings.ttl.span,
+                                     .fencing = fencing,
+                                     .min_replicas = settings.min_replicas,
+                                     .observer = &Told::observer};
     redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};
     if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
@@ -376,8 +422,8 @@ int main(int argc, char** argv) {
     char** const words = *split ? split + 1 : split;
 
     Settings settings;
-    CLI::App app{"Runs a command while it holds a lock on a Redis server, or on a majority of several, which no other "
-                 "client can hold then.",
+    CLI::App app{"Runs a command while it holds a lock on a Redis server, a service with sentinels, a cluster, or a "
+                 "majority of several servers, which no other client can hold then.",
                  "redis-flock"};
     app.get_formatter()->label("OPTIONS", "OPTION]... -- COMMAND [ARGUMENT"); // in the usage
     app.footer(manual);
@@ -395,8 +441,6 @@ int main(int argc, char** argv) {
     app.add_flag("--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
     app.add_option("--kill-after", settings.kill_after,
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
-    for (const char* name : {"--ttl", "--wait", "--kill-after"})
-        app.get_option(name)->check(objection)->type_name("DURATION");
     app.add_option("--url", settings.urls,
                    "the server (default redis://127.0.0.1:6379); several times: a majority of 3, 5, ... servers that "
                    "know nothing of "
@@ -404,10 +448,40 @@ int main(int argc, char** argv) {
         ->type_name("URL")
         ->allow_extra_args(false)
         ->envname("REDIS_URL");
+    app.add_flag("--cluster", settings.is_cluster,
+                 "the URL is any node of a Redis Cluster; several: for when one is gone");
+    app.add_option("--sentinel-user", settings.server.sentinel.credentials.user,
+                   "the user for the sentinels of a redis+sentinel://host,host/service (default: none)")
+        ->type_name("NAME")
+        ->envname("REDIS_SENTINEL_USER");
+    app.add_option("--sentinel-password", settings.server.sentinel.credentials.password,
+                   "their password; others can read the command line, and not the variable")
+        ->type_name("PASSWORD")
+        ->envname("REDIS_SENTINEL_PASSWORD");
+    app.add_option("--min-replicas", settings.min_replicas, "how many replicas must have the lock (default 0)")
+        ->type_name("COUNT");
+    app.add_option("--restart-delay", settings.restart_delay,
+                   "for so long a server that has restarted, or was promoted, grants nothing (default 0ms)");
+    redislock::TlsOptions& tls = settings.server.tls;
+    app.add_flag("--tls", settings.uses_tls, "by TLS, as with rediss:// in the URL");
+    app.add_option("--cacert", tls.ca_file, "the authorities to trust, in PEM (default: the system's)");
+    app.add_option("--cacertdir", tls.ca_folder, "the same, a folder of hashed names");
+    app.add_option("--cert", tls.certificate, "our certificate, for a server that asks for one");
+    app.add_option("--cert-key", tls.key, "its key (default: in the same file)");
+    app.add_option("--sni", tls.server_name, "the name in the server's certificate (default: the URL's host)");
+    for (const char* name : {"--ttl", "--wait", "--kill-after", "--restart-delay"})
+        app.get_option(name)->check(objection)->type_name("DURATION");
+    for (const char* name : {"--cacert", "--cert", "--cert-key"}) app.get_option(name)->type_name("FILE");
+    app.get_option("--cacertdir")->type_name("FOLDER");
+    app.get_option("--sni")->type_name("NAME");
+    app.add_flag_callback(
+        "--insecure", [&] { tls.verify = redislock::Verify::none; }, "do not verify the server's certificate");
     app.add_option("--fence-env", settings.fence_env, "the environment variable for the number of this grant")
         ->check(no_name)
         ->type_name("NAME");
     app.add_flag("--status", settings.status, "only tell whether the key is held");
+    app.add_flag("--check", settings.check,
+                 "only tell whether the server is fit for locks on keys like this one, and what it lacks");
     app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
     try {
         app.parse(static_cast<int>(split - argv), argv);
@@ -416,9 +490,10 @@ int main(int argc, char** argv) {
                                            ? "there is no option " + rest[0].substr(0, rest[0].find('='))
                                            : shown(rest[0]) + " is no option; the command follows --"};
         if (key->empty()) throw CLI::RequiredError{"--key"};
-        if (settings.status == (*words != nullptr))
+        const bool only_tells = settings.status || settings.check;
+        if (only_tells == (*words != nullptr))
             throw CLI::ValidationError{"COMMAND",
-                                       settings.status ? "--status takes none" : "none given; it follows --"};
+                                       only_tells ? "--status and --check take none" : "none given; it follows --"};
         if (settings.grace() > settings.ttl.span / 2)
             throw CLI::ValidationError{"--kill-after", "at most half of the ttl"};
     } catch (const CLI::ParseError& error) {
@@ -427,6 +502,7 @@ int main(int argc, char** argv) {
     if (settings.urls.empty()) settings.urls.emplace_back("redis://127.0.0.1:6379");
 
     try {
+        if (settings.check) return show_checks(settings);
         return with_servers(settings, [&](auto& servers) {
             return settings.status ? show_status(servers, settings) : run(servers, settings, words);
         });

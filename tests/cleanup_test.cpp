@@ -128,7 +128,7 @@ TEST_CASE("a holder can release though those who wait for him take all connectio
 
 TEST_CASE("connections that died in silence while a lock was held do not keep its key", "[redis][cleanup]") {
     test::RedisServer server;
-    test::Proxy proxy{server.socket_path()};
+    test::Proxy proxy{server};
     Redis redis{proxy.uri()};
     Options options{.ttl = 60s, .request_timeout = 300ms};
     SECTION("where it is renewed") { options.ttl = 1500ms; }
@@ -185,7 +185,7 @@ TEST_CASE("a release that a replica refuses is unknown, and done as soon as the 
 
 TEST_CASE("a backend that ends tries once more to release what was left behind", "[redis][cleanup]") {
     test::RedisServer server;
-    test::Proxy proxy{server.socket_path()};
+    test::Proxy proxy{server};
     {
         Redis redis{proxy.uri()};
         RedisLock lock{redis, "k", {.ttl = 120s, .request_timeout = 300ms}};

@@ -2,6 +2,8 @@
 // socket, no clock.
 #include "catch.hpp"
 
+#include <redislock/detail/protocol/asking_exchange.hpp>
+#include <redislock/detail/protocol/inspect_exchange.hpp>
 #include <redislock/detail/protocol/line.hpp>
 
 #include <algorithm>
@@ -55,6 +57,7 @@ struct Conversation {
     template <class... Arguments>
     explicit Conversation(const Request& what, Arguments&&... more)
         : question{what}, exchange{question.shared(), std::forward<Arguments>(more)...} {}
+    Conversation(const Request& what, std::unique_ptr<Exchange> inner) : question{what}, exchange{std::move(inner)} {}
 
     Names begin() {
         exchange.begin(peer, prepared, start, out);
@@ -110,10 +113,131 @@ TEST_CASE("a release by name is sent in full behind itself when nobody waits for
 }
 
 TEST_CASE("a script that a server does not know in full either is an error, and not sent for ever", "[exchange]") {
-    Command one{request(Verb::release), 0u};
+    Command one{request(Verb::extend), 0u};
     one.begin();
+    for (int forms = 0; forms < 3; ++forms) CHECK(one.take(noscript) == Next::resent);
     CHECK(one.take(noscript) == Next::done);
     CHECK(one.exchange.take_answer().verdict == Verdict::no);
+}
+
+TEST_CASE("the first acquire from a server waits for the proof that its release is taken", "[exchange]") {
+    Command one{request(Verb::acquire), 0u};
+    one.peer.is_release_proven = false;
+    CHECK(one.begin() == Names{"EVAL"});
+    SECTION("as it is") {
+        CHECK(one.take(number(-1)) == Next::resent);
+        CHECK(one.peer.release_form == ReleaseForm::script);
+    }
+    SECTION("whatever the key holds") {
+        CHECK(one.take(error("WRONGTYPE Operation against a key holding the wrong kind of value")) == Next::resent);
+        CHECK(one.peer.release_form == ReleaseForm::script);
+    }
+    SECTION("without the keys beside the lock's") {
+        CHECK(one.take(error("ERR bad lua script for redis cluster, all the keys that the script uses")) ==
+              Next::resent);
+        CHECK(one.sent() == Names{"EVAL"});
+        CHECK(one.take(number(-1)) == Next::resent);
+        CHECK(one.peer.release_form == ReleaseForm::bare_script);
+    }
+    SECTION("by a command of its own, where scripts are refused") {
+        const Reply unknown = error("ERR unknown command 'eval', with args beginning with: 'x'");
+        CHECK(one.take(unknown) == Next::resent);
+        CHECK(one.take(unknown) == Next::resent);
+        one.sent();
+        SECTION("Valkey's") {}
+        SECTION("Redis'") {
+            CHECK(one.take(error("ERR unknown command 'delifeq'")) == Next::resent);
+            CHECK(one.sent() == Names{"DELEX"});
+        }
+        CHECK(one.take(number(0)) == Next::resent);
+        CHECK(is_command(one.peer.release_form));
+    }
+    CHECK(one.sent() == Names{"SET"});
+    CHECK(one.take(ok()) == Next::done);
+    CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+}
+
+TEST_CASE("where no form of a release is taken, nothing is asked for", "[exchange]") {
+    Command one{request(Verb::acquire), 0u};
+    one.peer.is_release_proven = false;
+    one.begin();
+    CHECK(one.take(error("NOPERM this user has no permissions to run the 'eval' command")) == Next::resent);
+    CHECK(one.take(error("NOPERM the same")) == Next::resent);
+    CHECK(one.take(error("ERR unknown command 'delifeq'")) == Next::resent);
+    CHECK(one.take(error("ERR unknown command 'delex'")) == Next::done);
+    const Answer answer = one.exchange.take_answer();
+    CHECK(answer.verdict == Verdict::no);
+    CHECK(answer.why.code == Errc::no_permission);
+    CHECK_THAT(answer.why.detail, containing("could not be released: NOPERM this user"));
+    CHECK_FALSE(one.peer.is_release_proven);
+}
+
+TEST_CASE("what is the matter with a server for a while ends the proof, and proves nothing", "[exchange]") {
+    Command one{request(Verb::acquire), 0u};
+    one.peer.is_release_proven = false;
+    one.begin();
+    CHECK(one.take(error("LOADING Redis is loading the dataset in memory")) == Next::done);
+    CHECK(one.exchange.take_answer().why.code == Errc::loading);
+    CHECK_FALSE(one.peer.is_release_proven);
+}
+
+TEST_CASE("an acquire that is released before its proof has come is not asked for", "[exchange]") {
+    Command one{request(Verb::acquire), 0u};
+    one.peer.is_release_proven = false;
+    one.begin();
+    one.exchange.revoke();
+    CHECK(one.take(number(-1)) == Next::done);
+    CHECK(one.sent().empty());
+    CHECK(one.exchange.take_answer().verdict == Verdict::no);
+}
+
+TEST_CASE("a lease is extended and released in the form that the server takes", "[exchange]") {
+    Command release{request(Verb::release), 0u}, extension{request(Verb::extend), 0u};
+    SECTION("by scripts that touch the lock's key alone") {
+        release.peer.release_form = extension.peer.release_form = ReleaseForm::bare_script;
+        CHECK(release.begin() == Names{"EVAL"});
+        CHECK(extension.begin() == Names{"EVAL"});
+        CHECK(release.take(number(0)) == Next::done);
+        CHECK(extension.take(number(1)) == Next::done);
+        CHECK(release.exchange.take_answer().why.code == Errc::stolen);
+    }
+    SECTION("by commands") {
+        release.peer.release_form = extension.peer.release_form = ReleaseForm::delifeq;
+        CHECK(release.begin() == Names{"DELIFEQ"});
+        CHECK(extension.begin() == Names{"SET"});
+        CHECK(release.take(number(0)) == Next::done); // another's, or none: it does not tell
+        CHECK(extension.take(ok()) == Next::done);
+        CHECK(release.exchange.take_answer().why.code == Errc::expired);
+    }
+    CHECK(extension.exchange.take_answer().verdict == Verdict::yes);
+}
+
+TEST_CASE("an extension that is refused as a command is sent in the next form", "[exchange]") {
+    Command one{request(Verb::extend), 0u};
+    one.begin();
+    CHECK(one.take(error("NOPERM this user has no permissions to run the 'eval' command")) == Next::resent);
+    CHECK(one.take(error("NOPERM the same")) == Next::resent);
+    CHECK(one.sent() == Names{"EVAL", "SET"});
+    CHECK(one.take(ok()) == Next::done);
+    CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    CHECK(one.peer.release_form == ReleaseForm::delifeq);
+}
+
+TEST_CASE("where there are no scripts an acquire that has patience is a plain one", "[exchange]") {
+    Command one{request(Verb::acquire, 0, 1s), 0u};
+    one.peer.release_form = ReleaseForm::delifeq;
+    CHECK(one.begin() == Names{"SET"});
+    CHECK(one.take(nil()) == Next::done);
+    CHECK(one.exchange.take_answer().is_busy());
+}
+
+TEST_CASE("a release that is refused as a command is sent in the next form", "[exchange]") {
+    Command one{request(Verb::release), 0u};
+    one.begin();
+    CHECK(one.take(error("NOPERM this user has no permissions to access one of the keys")) == Next::resent);
+    CHECK(one.take(number(1)) == Next::done);
+    CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    CHECK(one.peer.release_form == ReleaseForm::bare_script);
 }
 
 TEST_CASE("an acquire is not sent again when its release has been sent behind it", "[exchange]") {
@@ -378,6 +502,70 @@ TEST_CASE("an announcement that is refused within one write ends the connection,
     CHECK(one.exchange.may_grant());
 }
 
+TEST_CASE("who waits for a turn alone takes nothing, and leaves nothing to be undone", "[exchange]") {
+    Line one{request(Verb::acquire, 2, 3s), start, LineExchange::For::turn};
+    CHECK_FALSE(one.exchange.may_grant());
+    CHECK_FALSE(one.exchange.needs_undo());
+    one.begin();
+    SECTION("his turn comes") {
+        CHECK(one.take(number(9'000)) == Next::resent);
+        CHECK(one.sent() == Names{"BLPOP"});
+        CHECK(one.exchange.blocks());
+        CHECK(one.take(array()) == Next::done);
+        const Answer answer = one.exchange.take_answer();
+        CHECK((answer.verdict == Verdict::yes && answer.queued && answer.holder_left == 9'000ms));
+    }
+    SECTION("his patience is over") {
+        one.take(number(9'000));
+        CHECK(one.take(nil()) == Next::done);
+        const Answer answer = one.exchange.take_answer();
+        CHECK((answer.is_busy() && answer.queued));
+    }
+    SECTION("he is unblocked without a turn") {
+        one.take(number(9'000));
+        CHECK(one.take(error("UNBLOCKED force unblock")) == Next::done);
+        CHECK(one.exchange.take_answer().is_busy());
+    }
+    SECTION("he may not block") {
+        one.take(number(9'000));
+        CHECK(one.take(error("NOPERM this user has no permissions to run the 'blpop' command")) == Next::done);
+        CHECK(one.exchange.take_answer().why.code == Errc::no_permission);
+        CHECK(one.peer.no_line_for == "k");
+    }
+    SECTION("he may not be announced") {
+        CHECK(one.take(error("NOPERM no")) == Next::done);
+        CHECK(one.exchange.take_answer().why.code == Errc::no_permission);
+    }
+}
+
+TEST_CASE("a turn that is asked for in one write, and refused, was none", "[exchange]") {
+    Line one{request(Verb::acquire, 0, 3s), start, LineExchange::For::turn};
+    one.peer.lets_wait = true;
+    CHECK(one.begin() == Names{"EVALSHA", "BLPOP"});
+    CHECK(one.take(error("NOPERM no")) == Next::leave);
+    const Answer answer = one.exchange.take_answer();
+    CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_permission));
+}
+
+TEST_CASE("a release says whether it is the turn of one in line", "[exchange]") {
+    Command one{request(Verb::release), 0u};
+    one.begin();
+    CHECK(one.take(number(2)) == Next::done);
+    CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    Command extension{request(Verb::extend), 0u};
+    extension.begin();
+    CHECK(extension.take(number(2)) == Next::done);
+    CHECK(extension.exchange.take_answer().verdict == Verdict::unknown);
+}
+
+TEST_CASE("a release of which nobody in line is to hear names the lock's key alone", "[exchange]") {
+    Request quiet = request(Verb::release);
+    quiet.hands_on = false;
+    Command one{quiet, 0u};
+    one.exchange.begin(one.peer, one.prepared, start, one.out);
+    CHECK(one.out.find("redislock:") == std::string::npos);
+}
+
 TEST_CASE("looks come when the lease that was seen has ended, and every now and then", "[exchange]") {
     Line one{request(Verb::acquire, 0, 3s), start};
     CHECK(one.exchange.look_at() == TimePoint::max());
@@ -436,4 +624,107 @@ TEST_CASE("what was seen of the holder is told where no answer comes", "[exchang
     one.take(number(-1));
     const Answer answer = one.exchange.unanswered(Verdict::unknown, {Errc::timed_out, {}});
     CHECK((answer.verdict == Verdict::unknown && answer.why.code == Errc::no_expiry));
+}
+
+namespace {
+
+/// The same of an exchange that says ASKING.
+template <class Kind>
+struct Asking : Conversation<AskingExchange> {
+    template <class... Arguments>
+    explicit Asking(const Request& what, Arguments&&... more)
+        : Asking{std::make_shared<AwaitedQuestion>(what), std::forward<Arguments>(more)...} {}
+
+    /// Takes the reply to ASKING, and then this one.
+    Next take_both(const Reply& reply) {
+        CHECK(take(ok()) == Next::more);
+        return take(reply);
+    }
+
+private:
+    template <class... Arguments>
+    explicit Asking(const std::shared_ptr<AwaitedQuestion>& of, Arguments&&... more)
+        : Conversation{of->request,
+                       std::unique_ptr<Exchange>{std::make_unique<Kind>(of, std::forward<Arguments>(more)...)}} {}
+};
+
+} // namespace
+
+TEST_CASE("ASKING goes before each command, for it holds for one", "[exchange][cluster]") {
+    SECTION("an acquire") {
+        Asking<CommandExchange> one{request(Verb::acquire), 0u};
+        CHECK(one.begin() == Names{"ASKING", "SET"});
+        CHECK(one.take_both(ok()) == Next::done);
+        CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    }
+    SECTION("a script that is sent again in full") {
+        Asking<CommandExchange> one{request(Verb::release), 0u};
+        one.peer.knows_script.fill(true);
+        CHECK(one.begin() == Names{"ASKING", "EVALSHA"});
+        CHECK(one.take_both(noscript) == Next::resent);
+        CHECK(one.sent() == Names{"ASKING", "EVAL"});
+        CHECK(one.take_both(number(1)) == Next::done);
+        CHECK(one.exchange.take_answer().verdict == Verdict::yes);
+    }
+    SECTION("what is asked in one write") {
+        Holder holder{};
+        Asking<InspectExchange> one{request(Verb::acquire), holder};
+        CHECK(one.begin() == Names{"ASKING", "EVAL", "ASKING", "PTTL"});
+        CHECK(one.take_both(text("somebody")) == Next::more);
+        CHECK(one.take_both(number(100)) == Next::done);
+        CHECK((holder.value == "somebody" && holder.remaining == 100ms));
+    }
+    SECTION("the undo of a grant that too few replicas have, also where nobody waits for it any more") {
+        Asking<CommandExchange> one{request(Verb::acquire, 1), 0u};
+        one.begin();
+        CHECK(one.take_both(ok()) == Next::count);
+        CHECK(one.exchange.counted(number(0), one.out) == Next::resent);
+        CHECK(one.sent() == Names{"ASKING", "EVAL"});
+        CHECK(commands(one.exchange.undo()) == Names{"ASKING", "EVAL"});
+        CHECK(one.take_both(number(1)) == Next::done);
+        CHECK(one.exchange.take_answer().why.code == Errc::no_replicas);
+    }
+    SECTION("whatever a key holds") {
+        Request odd = request(Verb::acquire);
+        for (const char* key : {"$3", "*1\r\n$6\r\nASKING\r\n", "\r\n$", "$5\r\n"}) {
+            odd.key = key;
+            odd.fencing = true;
+            Asking<CommandExchange> one{odd, 0u};
+            CHECK(one.begin() == Names{"ASKING", "EVAL"});
+        }
+    }
+    SECTION("a wait in line") {
+        Asking<LineExchange> one{request(Verb::acquire, 0, 1s), start};
+        CHECK(one.begin() == Names{"ASKING", "EVALSHA"});
+        CHECK(one.take_both(number(1000)) == Next::resent);
+        CHECK(one.sent() == Names{"ASKING", "BLPOP", "ASKING", "SET"});
+        CHECK(one.exchange.blocks());
+        CHECK(one.take_both(array()) == Next::more);
+        CHECK(one.take_both(ok()) == Next::done);
+    }
+}
+
+TEST_CASE("who may not say ASKING is told so, and not that the key is elsewhere", "[exchange][cluster]") {
+    Asking<CommandExchange> one{request(Verb::acquire), 0u};
+    one.begin();
+    CHECK(one.take(error("NOPERM this user has no permissions to run the 'asking' command")) == Next::more);
+    CHECK(one.take(error("MOVED 3999 10.0.0.1:6379")) == Next::done);
+    CHECK(one.exchange.take_answer().why.code == Errc::no_permission);
+}
+
+TEST_CASE("a place in line that is elsewhere says nothing of the lines of this node", "[exchange][cluster]") {
+    const Reply moved = error("MOVED 3999 10.0.0.1:6379");
+    Line refused{request(Verb::acquire, 0, 1s), start};
+    refused.begin();
+    CHECK(refused.take(moved) == Next::resent);
+    CHECK(refused.peer.no_line_for.empty());
+    CHECK(refused.take(moved) == Next::done);
+    CHECK(refused.exchange.take_answer().verdict == Verdict::no);
+    Line sent_away{request(Verb::acquire, 0, 1s), start};
+    sent_away.begin();
+    CHECK(sent_away.take(number(1000)) == Next::resent);
+    CHECK(sent_away.take(moved) == Next::more);
+    CHECK(sent_away.peer.no_line_for.empty());
+    CHECK(sent_away.take(moved) == Next::done);
+    CHECK(sent_away.exchange.take_answer().verdict == Verdict::no);
 }

@@ -53,6 +53,20 @@ FakeServer::Script proxy_to(test::RedisServer& server, std::function<Reply(const
     };
 }
 
+/// A proxy that hangs up on a command that it does not know.
+FakeServer::Script without(const char* command, test::RedisServer& server) {
+    return [&server, command](Peer& peer, int) {
+        const std::unique_ptr<redisContext, decltype(&::redisFree)> upstream{
+            ::redisConnectUnix(server.socket_path().c_str()), &::redisFree};
+        Peer behind{upstream->fd};
+        for (std::string request = peer.read(); !request.empty(); request = peer.read()) {
+            if (request.find(command) != request.npos) return;
+            behind.send(request);
+            peer.send(behind.read());
+        }
+    };
+}
+
 bool gone(test::RedisServer& server, const std::string& key) {
     for (const TimePoint limit = now() + 10s; now() < limit;)
         if (server.integer({"EXISTS", key}) == 0) return true;
@@ -187,6 +201,7 @@ TEST_CASE("no server, a closed port, or an address that swallows everything: unr
 }
 
 TEST_CASE("a server that is stopped in the middle: nothing is confirmed, nothing is left", "[redis][faults]") {
+    if (test::is_over_tls("a stopped server can not be connected to")) return;
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     RedisLock held{redis, "held", options}, other{redis, "other", options, std::defer_lock};
@@ -290,6 +305,7 @@ TEST_CASE("connections that died in silence are all left after the first", "[red
 
 TEST_CASE("hundreds of unconfirmed releases on a stopped server wait for nothing, and none is lost",
           "[redis][faults]") {
+    if (test::is_over_tls("a stopped server can not be connected to")) return;
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     std::vector<RedisLock<Redis>> locks;
@@ -417,4 +433,45 @@ TEST_CASE("the reason why a connection has ended is told", "[faults]") {
         CHECK(why.code == Errc::disconnected);
         CHECK_THAT(why.detail, containing(resets ? "Connection reset by peer" : "the server closed the connection"));
     }
+}
+
+TEST_CASE("a proxy that hangs up on a client's name is used without it", "[redis][faults]") {
+    test::RedisServer server;
+    const FakeServer proxy{without("CLIENT", server)};
+    Redis redis{proxy.unix_uri()};
+    for (int i = 0; i < 3; ++i) CHECK((RedisLock{redis, "k", 10s}).owns_lock());
+    CHECK(proxy.connections() <= 3); // one that was hung up on, one for the locks, one of the worker's
+}
+
+TEST_CASE("behind a proxy that hangs up on those who wait in line, they poll", "[redis][faults]") {
+    test::RedisServer server;
+    const FakeServer proxy{without("BLPOP", server)};
+    Redis direct{server.unix_uri()}, redis{proxy.unix_uri()};
+    RedisLock holder{direct, "k", 10s};
+    std::jthread releases{[&] {
+        detail::wait(-1, 0, now() + 500ms);
+        holder.unlock();
+    }};
+    RedisLock lock{redis, "k", {.ttl = 10s, .request_timeout = 2s}, std::defer_lock};
+    CHECK(lock.try_lock_for(9s));
+}
+
+TEST_CASE("a server that closes what is idle costs no lock and no place in the line", "[redis][faults]") {
+    test::RedisServer server{{"--timeout", "1"}};
+    Redis redis{server.unix_uri()};
+    { RedisLock lock{redis, "k", 10s}; }
+    detail::wait(-1, 0, now() + 2500ms);
+    CHECK((RedisLock{redis, "k", 10s, std::try_to_lock}).owns_lock()); // asks once, over a connection that was closed
+    RedisLock holder{redis, "k", {.ttl = 20s, .renew = false}};
+    Outcome outcome = Outcome::unknown;
+    std::jthread releases{[&] {
+        detail::wait(-1, 0, now() + 3s);
+        outcome = holder.unlock();
+    }};
+    RedisLock waiter{redis, "k", 10s, std::defer_lock};
+    const TimePoint start = now();
+    CHECK(waiter.try_lock_for(15s));
+    CHECK(now() < start + 8s); // at the release, and not at the end of the lease
+    releases.join();
+    CHECK(outcome == Outcome::confirmed);
 }

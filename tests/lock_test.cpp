@@ -33,8 +33,8 @@ struct Scripted {
     TimePoint now() const noexcept { return memory.now(); }
     Token fresh() { return memory.fresh(); }
     void pause(const Deadline& until) noexcept { memory.pause(until); }
-    void keep(const std::shared_ptr<detail::HeldLease>& holding, TimePoint when) { memory.keep(holding, when); }
-    void drop(detail::HeldLease& holding) noexcept { memory.drop(holding); }
+    void keep(const std::shared_ptr<detail::WorkerTask>& holding, TimePoint when) { memory.keep(holding, when); }
+    void drop(detail::WorkerTask& holding) noexcept { memory.drop(holding); }
     Answer ask(Request request) {
         asked.push_back({request.verb, request.token, now(), request.deadline.at});
         if (!has_line) request.patience = 0ms;

@@ -273,6 +273,14 @@ TEST_CASE("a counter that no number follows is no grant, and one that leads nowh
     }
 }
 
+TEST_CASE("that no replica has a grant is told also by the first acquire of a server", "[redis][replicas]") {
+    test::RedisServer alone;
+    Redis redis{alone.unix_uri()};
+    CHECK(failure([&] {
+              return RedisLock{redis, "k", {.ttl = 60s, .min_replicas = 1}, std::try_to_lock};
+          }).code == Errc::no_replicas);
+}
+
 TEST_CASE("a grant counts when enough replicas have it", "[redis][replicas]") {
     test::RedisServer primary, first, second;
     const auto follow = [&](test::RedisServer& replica) {

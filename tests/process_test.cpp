@@ -2,6 +2,7 @@
 #include "catch.hpp"
 #include "child.hpp"
 #include "redis_server.hpp"
+#include "until.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -24,7 +25,7 @@ long long commands_processed(test::RedisServer& server) {
 }
 
 void until_blocked(test::RedisServer& server, int count) {
-    for (const TimePoint limit = now() + 30s; server.blocked_clients() != count;) REQUIRE(now() < limit);
+    test::until([&] { return server.blocked_clients() == count; });
 }
 
 } // namespace

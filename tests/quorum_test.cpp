@@ -2,74 +2,22 @@
 // forgotten.
 #include "conformance.hpp"
 #include "proxy.hpp"
-#include "redis_server.hpp"
+#include "quorum_servers.hpp"
 #include "troubles.hpp"
+#include "until.hpp"
 
 #include <redislock/redislock.hpp>
-
-#include <deque>
 
 using namespace redislock;
 using namespace std::chrono_literals;
 using test::failure;
+using test::Servers;
 
 namespace {
 
-/// Servers of a test's own, since it may stop and kill them.
-struct Servers {
-    /// With `db`, each connection has to name it, and to hear that it may, before the first question.
-    explicit Servers(std::size_t count, const std::string& db = {}) {
-        for (std::size_t n = 0; n < count; ++n) {
-            test::RedisServer& server = servers.emplace_back();
-            nodes.emplace_back(server.unix_uri() + (db.empty() ? "" : "?db=" + db));
-            if (!db.empty()) server.command({"SELECT", db});
-        }
-    }
-    Quorum<Redis> quorum() {
-        std::vector<Redis*> all;
-        for (Redis& node : nodes) all.push_back(&node);
-        return Quorum<Redis>{all};
-    }
-    void everywhere(const std::vector<std::string>& command, std::size_t count = 100) {
-        for (std::size_t n = 0; n < std::min(count, servers.size()); ++n) servers[n].command(command);
-    }
-    std::size_t keys(const std::string& key = "k") {
-        std::size_t count = 0;
-        for (test::RedisServer& server : servers) count += server.integer({"EXISTS", key}) == 1;
-        return count;
-    }
-    /// An acquire may be on its way to those that were not waited for.
-    bool have_all_within(Millis limit) {
-        for (const TimePoint end = later(detail::now(), limit); detail::now() < end;)
-            if (keys() == servers.size()) return true;
-        return false;
-    }
-    /// Each of them has granted it, and so is connected.
-    RedisLock<Quorum<Redis>> locked_everywhere(Quorum<Redis>& quorum, const Options& options) {
-        for (;;) {
-            RedisLock lock{quorum, "k", options};
-            if (have_all_within(200ms)) return lock;
-        }
-    }
-    /// As a server does to those that it has not heard of for too long: all but the operator.
-    void disconnect(std::size_t n) {
-        servers[n].command({"CLIENT", "KILL", "TYPE", "normal"});
-        while (servers[n].statistic("clients", "connected_clients:") > 1) std::this_thread::yield();
-    }
-    /// Late releases are on their way; a server that was frozen has yet to read them.
-    bool are_free_within(Millis limit) {
-        for (const TimePoint end = later(detail::now(), limit); detail::now() < end;)
-            if (keys() == 0) return true;
-        return false;
-    }
-
-    std::deque<test::RedisServer> servers;
-    std::deque<Redis> nodes;
-};
-
 struct QuorumWorld {
     static constexpr Millis unit{400};
-    static constexpr bool has_line = false;
+    static constexpr bool has_line = true;
     Servers servers{3};
     Quorum<Redis> quorum = servers.quorum();
 
@@ -216,6 +164,7 @@ TEST_CASE("who has the key is not known where the silent ones may make a majorit
 
 TEST_CASE("a server that was frozen, and has not been asked since, is told of a release all the same",
           "[redis][quorum]") {
+    if (test::is_over_tls("a frozen server can not be connected to")) return;
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
     RedisLock lock = three.locked_everywhere(quorum, plain);
@@ -233,7 +182,8 @@ TEST_CASE("a server that was frozen, and has not been asked since, is told of a 
 
 TEST_CASE("a release reaches also a server to which a connection is being made, though a majority has answered",
           "[redis][quorum]") {
-    Servers three{3, "1"};
+    if (test::is_over_tls("a frozen server can not be connected to")) return;
+    Servers three{3, 1};
     Quorum<Redis> quorum = three.quorum();
     RedisLock lock = three.locked_everywhere(quorum, plain);
     three.disconnect(2);
@@ -244,7 +194,7 @@ TEST_CASE("a release reaches also a server to which a connection is being made, 
 }
 
 TEST_CASE("a release does not wait for a connection to a server that can not have the key", "[redis][quorum]") {
-    Servers three{3, "1"};
+    Servers three{3, 1};
     Quorum<Redis> quorum = three.quorum();
     three.servers[2].stop();
     const Options hasty{.ttl = 10s, .renew = false, .request_timeout = 100ms};
@@ -262,7 +212,7 @@ TEST_CASE("a release does not wait for a connection to a server that can not hav
 
 TEST_CASE("a release that is not to be confirmed goes out, also where all connections have to be made anew",
           "[redis][quorum]") {
-    Servers three{3, "1"};
+    Servers three{3, 1};
     Quorum<Redis> quorum = three.quorum();
     Options hasty = plain;
     hasty.confirm_release = false;
@@ -289,7 +239,7 @@ TEST_CASE("a release reaches also a server that has hung up behind an answer tha
 
 TEST_CASE("a release is tried again as long as a server that may have the key has not answered", "[redis][quorum]") {
     Servers three{3};
-    test::Proxy way{three.servers[2].socket_path()};
+    test::Proxy way{three.servers[2]};
     Redis third{way.uri()};
     Quorum<Redis> quorum{three.nodes[0], three.nodes[1], third};
     three.servers[0].kill();
@@ -306,7 +256,7 @@ TEST_CASE("a release is tried again as long as a server that may have the key ha
 }
 
 TEST_CASE("an acquire that nobody waits for any more is not sent when the connection comes about", "[redis][quorum]") {
-    Servers three{3, "1"};
+    Servers three{3, 1};
     Quorum<Redis> quorum = three.quorum(), elsewhere = three.quorum();
     const Options hasty{.ttl = 60s, .renew = false, .request_timeout = 50ms};
     three.servers[2].stop();
@@ -327,6 +277,7 @@ TEST_CASE("an acquire that nobody waits for any more is not sent when the connec
 }
 
 TEST_CASE("a frozen server is not flooded with releases of what it can not have", "[redis][quorum]") {
+    if (test::is_over_tls("a frozen server can not be connected to")) return;
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
     RedisLock lock = three.locked_everywhere(quorum, plain);
@@ -518,4 +469,94 @@ TEST_CASE("threads exclude each other by majority, though each is split by the o
     CHECK_FALSE(overlapped);
     CHECK(sections == 120);
     CHECK(three.are_free_within(5s));
+}
+
+TEST_CASE("one server under two names is refused, with both names", "[redis][quorum]") {
+    if (test::is_over_tls("there a server has one name")) return;
+    Servers two{2};
+    Redis again{two.servers[0].tcp_uri()};
+    Quorum quorum{two.nodes[0], again, two.nodes[1]};
+    SECTION("at once") {}
+    SECTION("also where the other one is down, and it would be busy for ever") { two.servers[1].kill(); }
+    RedisLock lock{quorum, "k", plain, std::defer_lock};
+    const Failure refused = failure([&] { lock.lock(); });
+    CHECK(refused.code == Errc::bad_option);
+    CHECK_THAT(refused.detail, containing(two.nodes[0].name()) && containing(again.name()));
+    CHECK(failure([&] { static_cast<void>(lock.try_lock()); }).code == Errc::bad_option);
+    CHECK(two.servers[0].is_empty_within(5s));
+}
+
+TEST_CASE("who may not ask which server it is has locks all the same", "[redis][quorum]") {
+    Servers three{3};
+    three.everywhere({"ACL", "SETUSER", "default", "-info"});
+    Quorum<Redis> quorum = three.quorum();
+    RedisLock lock{quorum, "k", plain};
+    CHECK(lock.unlock() == Outcome::confirmed);
+}
+
+TEST_CASE("a server that did not read has nothing left when it reads again, however many locks were released",
+          "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    std::deque<RedisLock<Quorum<Redis>>> locks;
+    const auto key = [](int n) { return std::string(400, 'k') + std::to_string(n); };
+    constexpr int many = 600;
+    for (int n = 0; n < many; ++n)
+        locks.emplace_back(quorum, key(n), Options{.ttl = 60s, .renew = false, .request_timeout = 500ms});
+    test::until([&] { return three.servers[2].integer({"DBSIZE"}) == many; });
+    three.servers[2].stop();
+    for (auto& lock : locks) lock.unlock();
+    three.servers[2].go_on();
+    CHECK(three.servers[2].is_empty_within(20s));
+}
+
+namespace {
+
+/// What an observer is told of the servers of a majority.
+struct Votes {
+    const Observer observer{
+        .context = this,
+        .voted =
+            [](void* self, const Observer::Voted& event) noexcept {
+                auto& own = *static_cast<Votes*>(self);
+                const std::lock_guard guard{own.mutex};
+                own.last = event.votes;
+                own.servers = event.servers;
+            },
+        .server =
+            [](void* self, const Observer::Server& event) noexcept {
+                auto& own = *static_cast<Votes*>(self);
+                const std::lock_guard guard{own.mutex};
+                own.changes.push_back(std::string{event.server} + ": " + event.why.message());
+            },
+    };
+    bool are(unsigned votes, std::size_t changed) {
+        const std::lock_guard guard{mutex};
+        return last == votes && servers == 3 && changes.size() == changed;
+    }
+    std::mutex mutex{};
+    unsigned last = 0, servers = 0;
+    std::vector<std::string> changes{};
+};
+
+} // namespace
+
+TEST_CASE("renewals tell how many servers vote, and which of them has stopped or begun", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    Votes votes; // before the lock, which tells it
+    const Options options{.ttl = 900ms, .request_timeout = 250ms, .observer = &votes.observer};
+    auto lock = three.locked_everywhere(quorum, options);
+    test::until([&] { return votes.are(3, 0); });
+    CHECK(quorum.node_errors().empty());
+    three.servers[1].kill();
+    test::until([&] { return votes.are(2, 1); });
+    CHECK(votes.changes[0].starts_with(three.nodes[1].name() + ": "));
+    REQUIRE(quorum.node_errors().size() == 1);
+    CHECK(quorum.node_errors()[0].detail == three.nodes[1].name());
+    three.servers[1].start(); // it knows nothing of the lease, but it votes
+    test::until([&] { return votes.are(2, 2); });
+    CHECK(votes.changes[1] == three.nodes[1].name() + ": " + std::error_code{}.message());
+    CHECK(quorum.node_errors().empty());
+    CHECK(lock.unlock() == Outcome::confirmed);
 }

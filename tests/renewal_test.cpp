@@ -49,6 +49,23 @@ private:
 
 } // namespace
 
+TEST_CASE("a renewal asks for as long as the lease lasts, where a longer one was had", "[renewal]") {
+    const TimePoint start{1h};
+    const Options options{.ttl = 2s};
+    detail::HeldLease held_lease{"k", options};
+    const Token token = Token::from_bits(1, 1);
+    held_lease.lease.ask(token, start, options.ttl);
+    held_lease.lease.answered({Verdict::yes}, start);
+    held_lease.keep(start);
+    held_lease.step(start + 600ms);
+    CHECK(held_lease.worker_request(token, start + 1s).ttl == 2s);
+    held_lease.extended(token, {Verdict::yes}, start, 20s, start);
+    held_lease.step(start + 1s);
+    const Millis asked = held_lease.worker_request(token, start + 2s).ttl;
+    CHECK(start + 1s + asked >= start + 20s - 1s); // a server that sets what is left must not end it sooner
+    CHECK(asked - allowance(asked, options.drift) >= held_lease.remaining(start + 1s));
+}
+
 TEST_CASE("a renewed lock is held for as long as it is not unlocked, and not a moment longer", "[renewal]") {
     Memory memory;
     RedisLock lock{memory, "k", renewed};
@@ -302,7 +319,7 @@ TEST_CASE("the loss is told when the lease ends for us, whatever becomes of the 
     const Watch watch{redis, lock.lost()};
     SECTION("stopped") { server.stop(); }
     SECTION("killed") { server.kill(); }
-    SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"}); }
+    SECTION("not permitted") { server.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval", "-set"}); }
     CHECK(watch.within(10s));
     CHECK(watch.when() >= asked + 900ms);
     CHECK(watch.when() < end + 500ms); // in time on a machine that is not busy: see benchmark_loss

@@ -41,9 +41,10 @@ Answer answered(const FakeServer& fake, Verb verb, unsigned db = 0, const char* 
                 TimePoint deadline = later(now(), generous)) {
     Address address = Address::parse(fake.unix_uri());
     address.db = db;
-    detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
+    std::vector<detail::Endpoint> endpoints = detail::resolve(address);
     if (tried_first != nullptr)
-        server.endpoints.insert(server.endpoints.begin(), detail::resolve(Address::parse(tried_first)).front());
+        endpoints.insert(endpoints.begin(), detail::resolve(Address::parse(tried_first)).front());
+    const detail::Server server{std::move(endpoints), detail::Handshake{address, ""}};
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
     detail::AwaitedQuestion question{request(verb, deadline)};
     for (channels[0].send(question.shared()); !question.answer;) {
@@ -110,7 +111,7 @@ TEST_CASE("a channel that is not understood is closed, and what it was asked is 
 }
 
 TEST_CASE("a channel takes no more than a reply may have", "[session]") {
-    const FakeServer fake{says({"$1000000000\r\n" + std::string(2 * detail::Connection::longest_reply, 'x')})};
+    const FakeServer fake{says({"$1000000000\r\n" + std::string(2 * detail::Connection::longest_reply, 'x')}), true};
     CHECK(answered(fake, Verb::release).why.code == Errc::protocol_error);
 }
 
@@ -195,24 +196,28 @@ TEST_CASE("a channel goes on to the next address of a server", "[session]") {
 
 TEST_CASE("an acquire whose time is up as the connection comes about is not sent, but the release beside it is",
           "[session]") {
-    std::promise<void> is_introduced;
+    std::promise<void> has_advanced, is_introduced;
     std::promise<std::string> asked;
     const FakeServer fake{[&](Peer& peer, int) {
-        peer.read();
-        peer.send("+OK\r\n");
-        is_introduced.set_value();
-        asked.set_value(peer.read());
-        peer.send(":1\r\n");
-        peer.wait_for_the_end();
-    }};
+                              peer.read();
+                              has_advanced.get_future().wait();
+                              peer.send("+OK\r\n");
+                              is_introduced.set_value();
+                              asked.set_value(peer.read());
+                              peer.send(":1\r\n");
+                              peer.wait_for_the_end();
+                          },
+                          true};
     Address address = Address::parse(fake.unix_uri());
     address.db = 1;
     const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     detail::Channel channel{server};
-    detail::AwaitedQuestion hasty{request(Verb::acquire, later(now(), 500ms))}, release{request(Verb::release)};
+    detail::AwaitedQuestion hasty{request(Verb::acquire, later(now(), 500ms))},
+        release{request(Verb::release, later(now(), 10s))};
     channel.send(hasty.shared());
     channel.send(release.shared());
     channel.advance(now());
+    has_advanced.set_value();
     is_introduced.get_future().wait();
     detail::wait(-1, 0, hasty.request.deadline);
     while (!hasty.answer || !release.answer) channel.advance(now());
@@ -236,10 +241,11 @@ TEST_CASE("a server that answers what a channel has given up finds it there, and
     std::promise<void> given_up;
     std::promise<bool> reached;
     const FakeServer fake{[&](Peer& peer, int) {
-        peer.read();
-        given_up.get_future().wait();
-        reached.set_value(peer.send(":1\r\n"));
-    }};
+                              peer.read();
+                              given_up.get_future().wait();
+                              reached.set_value(peer.send(":1\r\n"));
+                          },
+                          true};
     const Address address = Address::parse(fake.unix_uri());
     const detail::Server server{detail::resolve(address), detail::Handshake{address, ""}};
     std::array<detail::Channel, 1> channels{detail::Channel{server}};
@@ -317,14 +323,15 @@ TEST_CASE("the impatient do not keep a connection from being made, and are not s
     std::promise<void> late;
     std::promise<std::string> asked;
     const FakeServer fake{[&](Peer& peer, int nth) {
-        peer.read();
-        if (nth > 0) return peer.wait_for_the_end();
-        late.get_future().wait();
-        peer.send("+OK\r\n");
-        asked.set_value(peer.read());
-        peer.send(":1\r\n");
-        peer.wait_for_the_end();
-    }};
+                              peer.read();
+                              if (nth > 0) return peer.wait_for_the_end();
+                              late.get_future().wait();
+                              peer.send("+OK\r\n");
+                              asked.set_value(peer.read());
+                              peer.send(":1\r\n");
+                              peer.wait_for_the_end();
+                          },
+                          true};
     Talk talk{fake, 1};
     const std::size_t patient = talk.ask(later(now(), 60s));
     for (int i = 0; i < 5; ++i) {
@@ -411,7 +418,8 @@ TEST_CASE("a renewal does not go over a connection that is in doubt, though anot
     detail::ServerPort port{pool};
     check(port, fake);
     Redis voter{another.unix_uri(), {.client_name = ""}};
-    detail::QuorumPort<Redis> of_one{{&voter}};
+    detail::NodeSet<Redis> voters{{&voter}};
+    detail::QuorumPort<Redis> of_one{voters};
     check(of_one, another);
 }
 
@@ -500,8 +508,10 @@ TEST_CASE("what could not be sent is a no, also where a question about replicas 
 
 TEST_CASE("a turn that comes as the wait for it ends, and that too few replicas have, is given back", "[session]") {
     const FakeServer fake{[](Peer& peer, int nth) {
-        peer.read();
-        peer.send(":9000\r\n");
+        for (const char* reply : {"$-1\r\n", ":9000\r\n"}) {
+            peer.read();
+            peer.send(reply);
+        }
         for (std::string asked = "?", all; !asked.empty() && all.find("PTTL") == all.npos; all += asked)
             asked = peer.read();
         peer.send("*-1\r\n+OK\r\n:0\r\n:9000\r\n");
@@ -511,6 +521,7 @@ TEST_CASE("a turn that comes as the wait for it ends, and that too few replicas 
     Request acquire = request(Verb::acquire);
     acquire.patience = 50ms;
     acquire.replicas = 1;
+    CHECK(redis.ask(request(Verb::acquire)).why.code == Errc::busy);
     const Answer answer = redis.ask(acquire);
     CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::no_replicas));
     CHECK(redis.ask(request(Verb::acquire)).verdict == Verdict::yes);
@@ -537,7 +548,7 @@ TEST_CASE("a renewal that waits for replicas holds up none that waits for fewer"
     const auto advance = [&] {
         port.advance(now(), [&](const detail::Renewal& renewal, const Answer& answer) {
             CHECK(answer.verdict == Verdict::yes);
-            answered = renewal.held_lease->options.min_replicas;
+            answered = renewal.request().replicas;
         });
     };
     advance();
@@ -567,8 +578,8 @@ TEST_CASE("a lock over a place that does not number grants is refused to be fenc
         Token fresh() const { return token; }
         void pause(Deadline) const noexcept {}
         Answer ask(const Request&) const { return {Verdict::no}; }
-        void keep(const std::shared_ptr<detail::HeldLease>&, TimePoint) const {}
-        void drop(detail::HeldLease&) const noexcept {}
+        void keep(const std::shared_ptr<detail::WorkerTask>&, TimePoint) const {}
+        void drop(detail::WorkerTask&) const noexcept {}
     };
     Plain plain;
     for (const Options& options : {Options{.fencing = true}, Options{.min_replicas = 1}})

@@ -47,6 +47,10 @@ TEST_CASE("a server that comes back at once without its memory is detected", "[s
     CHECK(detected(Broken::memory, "have the lock", 200) > 0);
 }
 
+TEST_CASE("a primary that is replaced by a replica without its last grants is detected", "[simulation]") {
+    CHECK(detected(Broken::replicas, "have the lock", 200) > 0);
+}
+
 TEST_CASE("a token that comes again is detected where requests are carried out twice", "[simulation]") {
     CHECK(detected(Broken::tokens, "is being released", 200) > 0);
 }
@@ -75,8 +79,9 @@ public:
         using redislock::Answer;
         request.deadline = redislock::later(redis_.now(), std::chrono::seconds{10});
         const Answer real = redis_.ask(request);
-        const Answer model = model_.act({request.verb, request.token, request.ttl, request.patience, request.fencing,
-                                         request.fencing_step, request.fencing_token},
+        const Answer model = model_.act({simulation::Kind::command, request.verb, request.token, request.ttl,
+                                         request.patience, request.fencing, request.fencing_step, request.fencing_token,
+                                         request.replicas, request.recheck, request.hands_on},
                                         time_ += simulation::ms);
         CHECK(model.verdict == real.verdict);
         CHECK(model.why.code == real.why.code);

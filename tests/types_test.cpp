@@ -1,5 +1,6 @@
 #include "catch.hpp"
 
+#include <redislock/detail/protocol/contended_keys.hpp>
 #include <redislock/observer.hpp>
 
 #include <sstream>
@@ -121,4 +122,13 @@ TEST_CASE("busy, trouble and refusal are told apart", "[types]") {
     CHECK(Answer{Verdict::unknown, {Errc::timed_out, {}}}.is_trouble());
     CHECK_FALSE(Answer{Verdict::unknown}.is_trouble());
     CHECK_FALSE(Answer{Verdict::yes}.is_trouble());
+}
+
+TEST_CASE("a key that somebody was in line for is contended for a while", "[types]") {
+    detail::ContendedKeys keys;
+    const TimePoint now{1h};
+    CHECK_FALSE(keys.has("k", now));
+    keys.note("k", now);
+    CHECK(keys.has("k", now + 99ms));
+    CHECK_FALSE(keys.has("k", now + 100ms));
 }

@@ -34,8 +34,18 @@ TEST_CASE("what is no URI of a server is refused with the reason", "[address]") 
     const Row rows[] = {
         {"", "it is empty"},
         {"localhost:6379", "no scheme"},
-        {"http://h", "not redis:// or unix://"},
-        {"rediss://h", "TLS"},
+        {"http://h", "not redis://, rediss://"},
+        {"unix+sentinel://h/service", "not redis://, rediss://"},
+        {"redis-sentinel://h/service", "nor redis+sentinel://"},
+        {"redis+sentinel://h", "names no service"},
+        {"redis+sentinel://h/", "names no service"},
+        {"redis+sentinel://h//1", "names no service"},
+        {"redis+sentinel://h/a%0ab", "printable"},
+        {"redis+sentinel:///service", "names no host"},
+        {"redis+sentinel://a,/service", "names no host"},
+        {"redis+sentinel://a,b:x/service", "port is not a number"},
+        {"redis+sentinel://h/service/x", "database is not a number"},
+        {"redis+sentinel://h/service?db=1", "query"},
         {"redis://", "names no host"},
         {"redis://:7000", "names no host"},
         {"redis://db.example:", "\"redis://db.example:***\": its port"},
@@ -76,13 +86,46 @@ TEST_CASE("what is no URI of a server is refused with the reason", "[address]") 
     }
 }
 
-TEST_CASE("who wants TLS is told how to have it", "[address]") {
+TEST_CASE("servers by TLS, and by Valkey's names, are understood", "[address]") {
+    CHECK(Address::parse("rediss://h").tls);
+    CHECK(Address::parse("VALKEYS://me:secret@h:7000/2").tls);
+    CHECK(Address::parse("valkeys://me:secret@h:7000/2").db == 2);
+    CHECK_FALSE(Address::parse("valkey://h").tls);
+    CHECK_FALSE(Address::parse("redis://h").tls);
+}
+
+TEST_CASE("the parts of a redis+sentinel:// URI", "[address]") {
+    const Address plain = Address::parse("redis+sentinel://a/main");
+    CHECK((plain.service == "main" && plain.host.empty() && plain.db == 0 && !plain.tls));
+    CHECK(plain.text() == "service main at a:26379");
+    const Address full = Address::parse("REDISS+Sentinel://me:secret@a:1,b,[::1]:2/my%2Fmain/3");
+    CHECK((full.service == "my/main" && full.db == 3 && full.tls && full.user == "me" && full.password == "secret"));
+    CHECK(full.text() == "service my/main at a:1,b:26379,[::1]:2");
+    CHECK(Address::parse("valkeys+sentinel://a/main").tls);
+    CHECK_FALSE(Address::parse("valkey+sentinel://a/main").tls);
+}
+
+TEST_CASE("a service without a sentinel is refused", "[address]") {
     try {
-        Address::parse("rediss://h");
+        Redis redis{Address{.service = "main"}};
         FAIL("not refused");
     } catch (const std::system_error& error) {
-        CHECK_THAT(error.what(), containing("a TLS proxy, such as stunnel") && containing("redis:// or unix://"));
+        CHECK(error.code() == Errc::bad_uri);
+        CHECK_THAT(error.what(), containing("service main: it has no sentinels"));
     }
+}
+
+TEST_CASE("who wants TLS and has not included it is told how to have it", "[address]") {
+    Address address = Address::parse("rediss://h");
+    const auto made = detail::make_tls.exchange(nullptr);
+    try {
+        Redis redis{address};
+        FAIL("not refused");
+    } catch (const std::system_error& error) {
+        CHECK(error.code() == Errc::bad_uri);
+        CHECK_THAT(error.what(), containing("<redislock/tls.hpp>") && containing("redislock::tls"));
+    }
+    detail::make_tls = made;
 }
 
 TEST_CASE("no refusal shows a password, nor a byte that a terminal obeys", "[address]") {
@@ -90,7 +133,7 @@ TEST_CASE("no refusal shows a password, nor a byte that a terminal obeys", "[add
                                   "redis://me:hunter2@h/?x",
                                   "redis://:hunter2/1@h",
                                   "redis://me:hunter2?@h",
-                                  "rediss://me:hunter2@h",
+                                  "rediss://me:hunter2@h:x",
                                   "hunter2@",
                                   "redis://me:hunter2@\x1b[2J:x",
                                   "redis://:hunter2#@h",

@@ -26,11 +26,13 @@ enum class Errc {
     stolen,         ///< the key holds somebody else's token
     unreachable,    ///< no connection could be made; nothing was sent
     unresolved,     ///< the host's name has no address
+    no_sentinel,    ///< none of the sentinels answers
+    no_service,     ///< no sentinel knows the service
     timed_out,      ///< no answer by the deadline
     disconnected,   ///< the connection ended before the answer
     protocol_error, ///< what the server sent is no reply to what it was asked
     out_of_memory,  ///< -OOM
-    read_only,      ///< -READONLY: this server is a replica
+    read_only,      ///< -READONLY, or INFO says so: this server is a replica
     loading,        ///< -LOADING: the server is reading its data set
     auth_required,  ///< -NOAUTH
     auth_failed,    ///< -WRONGPASS, or AUTH refused in any other way
@@ -42,6 +44,9 @@ enum class Errc {
     master_down,    ///< -MASTERDOWN: a replica without its primary
     no_replicas,    ///< -NOREPLICAS: fewer replicas than the server demands
     restarted,      ///< the server has restarted, and may have forgotten leases: see RedisOptions::restart_delay
+    tls_failed,     ///< the TLS handshake: a certificate that is not trusted, is for another name, or is missing
+    two_servers,    ///< the name stands for two servers, each of which would grant the lock: see
+                    ///< RedisOptions::restart_delay
     max_clients,    ///< the server has no room for another client
     no_such_db,     ///< SELECT was refused
     unsupported,    ///< the server doesn't know a command that we need
@@ -72,6 +77,8 @@ public:
         case Errc::stolen: return "the key is held by someone else's token";
         case Errc::unreachable: return "the server can not be reached";
         case Errc::unresolved: return "the host name can not be resolved";
+        case Errc::no_sentinel: return "no sentinel answers";
+        case Errc::no_service: return "no sentinel knows the service";
         case Errc::timed_out: return "the server has not answered in time";
         case Errc::disconnected: return "the connection was lost before the answer";
         case Errc::protocol_error: return "the server's answer is not understood";
@@ -83,17 +90,19 @@ public:
         case Errc::no_permission: return "the user may not do this on the server";
         case Errc::script_running: return "the server is busy with a script";
         case Errc::misconfigured: return "the server can not persist and refuses to write";
-        case Errc::moved: return "the key belongs to another node of the cluster";
+        case Errc::moved: return "another node of the cluster has the key: see redislock::Cluster, or --cluster";
         case Errc::cluster_down: return "the cluster can not serve the key now";
         case Errc::master_down: return "the replica has lost its primary";
         case Errc::no_replicas: return "the server has too few replicas to write";
         case Errc::restarted: return "the server has restarted and may have forgotten leases";
+        case Errc::tls_failed: return "TLS has failed";
+        case Errc::two_servers: return "the name stands for two independent servers";
         case Errc::max_clients: return "the server has reached its maximum of clients";
         case Errc::no_such_db: return "the server refused the database number";
         case Errc::unsupported: return "the server does not know the command";
         case Errc::server_error: return "the server answered with an error";
         case Errc::bad_key: return "this can not be the key of a lock";
-        case Errc::bad_option: return "an option is out of its bounds";
+        case Errc::bad_option: return "an option can not be used as it is";
         case Errc::bad_uri: return "this is not the URI of a Redis server";
         }
         return "unknown error of redislock";
@@ -133,6 +142,14 @@ struct Failure {
 [[noreturn]] inline void raise(const Failure& failure) { throw std::system_error{failure.code, failure.detail}; }
 
 namespace detail {
+/// What was raised: what() ends with the code's own sentence.
+inline Failure failure_of(const std::system_error& error) {
+    std::string detail = error.what();
+    for (const std::string& end : {error.code().message(), std::string{": "}})
+        if (detail.ends_with(end)) detail.resize(detail.size() - end.size());
+    return {error.code(), std::move(detail)};
+}
+
 /// For messages.
 inline std::string printable(std::string text) {
     for (char& c : text) c = static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;

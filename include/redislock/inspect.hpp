@@ -5,6 +5,7 @@
 
 #include "backend.hpp"
 #include "detail/system/threads.hpp"
+#include "options.hpp"
 
 namespace redislock {
 

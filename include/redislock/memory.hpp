@@ -6,7 +6,9 @@
 #include "backend.hpp"
 #include "detail/lease/keyspace.hpp"
 #include "detail/renewal/renewer.hpp"
+#include "detail/renewal/simulated_worker.hpp"
 #include "detail/system/lifetime.hpp"
+#include "detail/system/random.hpp"
 #include "detail/system/threads.hpp"
 #include "detail/system/wait.hpp"
 
@@ -52,7 +54,7 @@ public:
     Token fresh() {
         const std::lock_guard guard{mutex_};
         const std::uint64_t n = ++tokens_;
-        return Token::from_bits(scrambled(2 * n), scrambled(2 * n + 1));
+        return Token::from_bits(detail::scrambled(2 * n), detail::scrambled(2 * n + 1));
     }
 
     /// Simulated: moves the time on to `until`, and returns.
@@ -66,7 +68,7 @@ public:
         const Fault fault = next_fault();
         const TimePoint arrival = time() + std::exchange(delay_, Millis::zero()) + latency_ / 2;
         TimePoint reply = arrival + latency_ / 2;
-        if (!real_) keep_until(guard, std::min(arrival, request.deadline.at));
+        if (!real_) work_until(guard, std::min(arrival, request.deadline.at));
         Answer answer{Verdict::unknown};
         if (fault != Fault::request_lost && fault != Fault::reset_before) {
             answer = deliver(request, request.verb, arrival);
@@ -92,16 +94,15 @@ public:
     }
 
     /// Simulated: renewals are due, and losses told, as the time moves on, in the thread that moves it.
-    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
-        if (real_) return renewers_.keep(held_lease, when, *this);
+    void keep(const std::shared_ptr<detail::WorkerTask>& task, TimePoint when) {
+        if (real_) return renewers_.keep(task, when, *this);
         const std::lock_guard guard{mutex_};
-        held_lease->due = when;
-        if (std::find(kept_.begin(), kept_.end(), held_lease) == kept_.end()) kept_.push_back(held_lease);
+        worker_.keep(task, when);
     }
-    void drop(detail::HeldLease& held_lease) noexcept {
-        if (real_) return renewers_.drop(held_lease);
+    void drop(detail::WorkerTask& task) noexcept {
+        if (real_) return renewers_.drop(task);
         const std::lock_guard guard{mutex_};
-        std::erase_if(kept_, [&](const auto& other) { return other.get() == &held_lease; });
+        worker_.drop(task);
     }
 
     /// How many stand in line for the key.
@@ -194,7 +195,7 @@ private:
             while (due() <= now) {
                 const detail::Renewal renewal = std::move(under_way_.front().second);
                 under_way_.pop_front();
-                answered(renewal, memory_.renewed(renewal.request()));
+                answered(renewal, memory_.answer_worker(renewal.request()));
             }
         }
         void wait(const detail::Alarm& alarm) const noexcept { detail::wait(alarm.fd(), POLLIN, TimePoint::max()); }
@@ -203,12 +204,6 @@ private:
         Memory& memory_;
         std::deque<std::pair<TimePoint, detail::Renewal>> under_way_;
     };
-
-    static std::uint64_t scrambled(std::uint64_t x) noexcept { // splitmix64's finaliser (Vigna 2015)
-        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-        x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-        return x ^ (x >> 31);
-    }
 
     TimePoint time() const noexcept { return real_ ? detail::now() : simulated_; }
 
@@ -225,47 +220,17 @@ private:
             detail::wait(signal, POLLIN, until);
             guard.lock();
         } else if (!detail::stopped(until)) {
-            keep_until(guard, until.at);
+            work_until(guard, until.at);
             simulated_ = std::max(simulated_, until.at);
         }
     }
 
-    /// Takes those steps of the holders that are due by then, each at its time.
-    void keep_until(std::unique_lock<std::mutex>& guard, TimePoint end) {
-        using Act = detail::HeldLease::Step::Act;
-        for (;;) {
-            const auto first = std::min_element(kept_.begin(), kept_.end(),
-                                                [](const auto& a, const auto& b) { return a->due < b->due; });
-            if (first == kept_.end() || (*first)->due > end) return;
-            const std::shared_ptr<detail::HeldLease> held_lease = *first;
-            simulated_ = std::max(simulated_, held_lease->due);
-            const detail::HeldLease::Step step = held_lease->step(simulated_);
-            held_lease->due = step.next;
-            if (held_lease->due == TimePoint::max()) kept_.erase(std::find(kept_.begin(), kept_.end(), held_lease));
-            const TimePoint moment = simulated_;
-            guard.unlock(); // observers and callbacks may do what they like
-            if (step.act == Act::ask) {
-                const detail::Renewal renewal{held_lease, step.token, moment, step.deadline};
-                const Answer answer = this->renewed(renewal.request());
-                const auto renewed = held_lease->answered(step.token, answer, moment, moment);
-                if (renewed) held_lease->tell(*renewed, answer, {});
-                if (renewed) keep_again(*held_lease, renewed->next);
-            } else if (step.act == Act::tell) {
-                detail::Message{held_lease, step}.tell();
-            }
-            guard.lock();
-        }
+    /// What the worker has to do by then it does, each at its time.
+    void work_until(std::unique_lock<std::mutex>& guard, TimePoint end) {
+        worker_.run_until(end, simulated_, guard, [this](const Request& request) { return answer_worker(request); });
     }
 
-    /// Unless it was dropped meanwhile.
-    void keep_again(detail::HeldLease& held_lease, TimePoint when) {
-        const std::lock_guard guard{mutex_};
-        const auto kept =
-            std::find_if(kept_.begin(), kept_.end(), [&](const auto& one) { return one.get() == &held_lease; });
-        if (kept != kept_.end()) held_lease.due = when;
-    }
-
-    Answer renewed(const Request& request) {
+    Answer answer_worker(const Request& request) {
         const std::lock_guard guard{mutex_};
         const Fault fault = next_fault();
         const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
@@ -326,7 +291,7 @@ private:
     Millis delay_{0};
     TimePoint::duration latency_{0};
     std::uint64_t tokens_ = 0;
-    std::vector<std::shared_ptr<detail::HeldLease>> kept_;
+    detail::SimulatedWorker worker_;
     detail::Renewers<Port> renewers_; ///< in real time
 };
 

@@ -33,10 +33,10 @@ constexpr std::string_view to_string(Loss loss) noexcept {
 /// when the lock is gone, even after `released`.
 ///
 /// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread.
-/// `renewed` and `not_renewed` must return at once: they are called by the thread that renews all leases of a backend,
-/// `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the threads that run the
-/// callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks and backends then run
-/// in that thread.
+/// `renewed`, `not_renewed`, `voted` and `server` must return at once: they are called by the thread that renews all
+/// leases of a backend, `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the
+/// threads that run the callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks
+/// and backends then run in that thread.
 struct Observer {
     using Span = LeaseClock::duration;
 
@@ -56,6 +56,14 @@ struct Observer {
         std::error_code why; ///< nobody was there, or answered in time; or what the server had against it
         Span left;           ///< of the lease: while there is some, it is tried again; 0 or less if it is over
     };
+    struct Voted {
+        std::string_view key;
+        unsigned votes, servers; ///< so many of a majority's servers have extended the lease
+    };
+    struct Server {
+        std::string_view key, server; ///< the server's name
+        std::error_code why;          ///< it does not vote any more, for this reason; none: it votes again
+    };
     struct Lost {
         std::string_view key;
         Loss why;
@@ -73,6 +81,10 @@ struct Observer {
     void (*not_renewed)(void* context, const NotRenewed& event) noexcept = nullptr;
     void (*lost)(void* context, const Lost& event) noexcept = nullptr;
     void (*released)(void* context, const Released& event) noexcept = nullptr;
+    void (*voted)(void* context,
+                  const Voted& event) noexcept = nullptr; ///< when all have answered, or have not in time
+    void (*server)(void* context,
+                   const Server& event) noexcept = nullptr; ///< of one of the leases that are renewed there
 };
 
 namespace detail {

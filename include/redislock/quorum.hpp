@@ -19,61 +19,14 @@
 #pragma once
 
 #include "backend.hpp"
+#include "detail/lease/pending_release.hpp"
 #include "detail/net/fan_out.hpp"
-#include "detail/renewal/renewal_channels.hpp"
-#include "detail/renewal/renewer.hpp"
+#include "detail/renewal/quorum_port.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
+#include "options.hpp"
 
 namespace redislock {
-
-namespace detail {
-
-/// The way of renewals to all nodes.
-template <class Node>
-class QuorumPort {
-public:
-    using Engine = typename Node::Engine;
-
-    explicit QuorumPort(const std::vector<Node*>& nodes) : nodes_{nodes.size()}, channels_{nodes} {}
-
-    void send(Renewal renewal) {
-        const unsigned group = renewal.channel_group();
-        const auto vote = std::make_shared<Vote>(static_cast<unsigned>(nodes_), std::move(renewal), answered_);
-        for (std::size_t n = 0; n < nodes_; ++n) channels_.to(n, group).send(vote, n);
-    }
-
-    template <class Answered>
-    void advance(TimePoint now, Answered answered) {
-        for (Way& way : channels_.all) way.advance(now);
-        for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
-    }
-
-    TimePoint due() const noexcept { return channels_.due(); }
-    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
-
-private:
-    using Way = typename Node::Link;
-
-    struct Vote final : VoteCount {
-        Vote(unsigned nodes, Renewal of, std::shared_ptr<AnsweredRenewals> into)
-            : VoteCount{nodes, of.request()}, renewal{std::move(of)}, answers{std::move(into)} {}
-        const Renewal renewal;
-        const std::shared_ptr<AnsweredRenewals> answers;
-        bool is_told = false;
-
-        void answered(std::size_t node, Answer answer) override {
-            count(node, answer);
-            if (is_decided() && !std::exchange(is_told, true)) answers->emplace_back(renewal, result());
-        }
-    };
-
-    const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
-    const std::size_t nodes_;
-    RenewalChannels<Way, Node> channels_;
-};
-
-} // namespace detail
 
 /// What votes in a Quorum: an object for each server, as a Redis is one, and not its URI. Its Link asks it, as a
 /// Channel does; its Engine has the clock and the threads, as System has.
@@ -84,6 +37,8 @@ concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, 
     typename Node::Link;
     { node.name() } -> std::convertible_to<std::string>;
     { node.now() } noexcept -> std::same_as<TimePoint>;
+    { node.has_line() } noexcept -> std::same_as<bool>;
+    { node.is_contended(key) } noexcept -> std::same_as<bool>;
     { node.fresh() } -> std::same_as<Token>;
     { node.pause(until) } noexcept;
     { node.inspect(key, until, holder) } -> std::same_as<Answer>;
@@ -101,16 +56,7 @@ public:
     template <std::same_as<Node>... More>
     explicit Quorum(Node& first, More&... more) : Quorum{std::vector<Node*>{&first, &more...}} {}
 
-    explicit Quorum(std::vector<Node*> nodes) : node_set_{std::move(nodes)} {
-        if (nodes_.size() % 2 == 0 || nodes_.size() > most)
-            detail::refuse("the number of servers", std::to_string(nodes_.size()),
-                           "an odd one, 1 to " + std::to_string(most));
-        if (std::count(nodes_.begin(), nodes_.end(), nullptr) > 0)
-            detail::refuse("a server", "a null pointer", "a Redis that outlives the Quorum");
-        for (auto one = nodes_.begin(); one != nodes_.end(); ++one)
-            for (auto other = nodes_.begin(); other != one; ++other)
-                if ((*one)->name() == (*other)->name())
-                    detail::refuse("a server", (*one)->name() + " twice", "each of them once, for it has one vote");
+    explicit Quorum(std::vector<Node*> nodes) : node_set_{checked(std::move(nodes))} {
         for (const Node* node : nodes_) lives_.push_back(detail::life_of(*node));
     }
     Quorum(const Quorum&) = delete;
@@ -124,6 +70,14 @@ public:
         for (Node* node : nodes_) detail::check_ttl(*node, ttl);
     }
 
+    /// Whether one of its servers may become another one: see Redis.
+    bool may_move() const noexcept {
+        return std::any_of(nodes_.begin(), nodes_.end(), [](Node* node) {
+            if constexpr (requires { node->may_move(); }) return node->may_move();
+            return false;
+        });
+    }
+
     /// For those that it must outlive.
     detail::Life life() const noexcept { return lifetime_.life(); }
 
@@ -131,14 +85,23 @@ public:
     Token fresh() const { return nodes_.front()->fresh(); }
     void pause(const Deadline& until) noexcept { nodes_.front()->pause(until); }
 
-    /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. Nobody stands
-    /// in line: an acquire that has patience learns at once what time the holder has left.
+    /// Blocks until `request.deadline` at the latest, and not for those whose vote makes no difference. An acquire that
+    /// has patience stands in line at one of the servers first, which is the same one for all who wait for the key:
+    /// from there comes the turn, and the key from a majority.
     Answer ask(const Request& request) {
         for (std::size_t n = 0; n < nodes_.size(); ++n) detail::check_life(*nodes_[n], lives_[n]);
+        if (request.verb == Verb::acquire && node_set_.identities.twins()) return {Verdict::no, same_server()};
         std::unique_ptr<FanOut> fan_out = take(request.token);
+        const Answer turn = wait_in_line(*fan_out, request);
+        if (turn.verdict != Verdict::yes && (turn.is_busy() || detail::over(request.deadline))) {
+            give_back(std::move(fan_out));
+            return turn;
+        }
+        const TimePoint asked = now();
         Request question = request;
-        const Deadline end = request.first_answer(now()); // else patience would be waited for
-        question.deadline = request.wants_answer || end.at > now() ? end : in_its_own_time();
+        const Deadline end = request.first_answer(asked);    // else patience would be waited for
+        if (turn.queued) question.patience = Millis::zero(); // the line has said what the holder had left
+        question.deadline = request.wants_answer || end.at > asked ? end : in_its_own_time();
         question.fencing_step = std::chrono::seconds{1};
         const auto votes = fan_out->vote(question, end);
         Answer answer = request.wants_answer ? votes->result() : Answer{Verdict::unknown};
@@ -149,18 +112,30 @@ public:
                 const Answer written = fan_out->vote(question, end)->result();
                 if (written.verdict != Verdict::yes) answer = {Verdict::unknown, written.why};
             }
+            if (node_set_.identities.twins()) answer = {Verdict::unknown, same_server()};
             answer.nodes = votes->may_have();
+            answer.queued = turn.queued;
+            answer.asked = asked;
+            if (turn.holder_left) answer.holder_left = turn.holder_left;
             if (answer.verdict != Verdict::yes) {
                 question.verb = Verb::release;
                 question.nodes = answer.nodes;
                 question.replicas = 0;
                 question.wants_answer = false;
+                // Else all in line would be woken, one after another.
+                question.hands_on = !turn.queued || !answer.is_busy();
                 question.deadline = in_its_own_time();
                 fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
+        if (question.verb == Verb::release) hand_over(fan_out->unsent(question), question);
         give_back(std::move(fan_out));
         return answer;
+    }
+
+    /// Whether somebody stood in line when the key was released, of late.
+    bool is_contended(std::string_view key) const noexcept {
+        return std::any_of(nodes_.begin(), nodes_.end(), [&](Node* node) { return node->is_contended(key); });
     }
 
     /// Who has the key at a majority of them; nothing if nobody has. They are asked one after another, each for its
@@ -205,10 +180,10 @@ public:
     }
 
     /// Renewals travel on connections of their own, in a thread that is started with the first of them.
-    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
-        renewers_.keep(held_lease, when, nodes_);
+    void keep(const std::shared_ptr<detail::WorkerTask>& task, TimePoint when) {
+        renewers_.keep(task, when, node_set_);
     }
-    void drop(detail::HeldLease& held_lease) noexcept { renewers_.drop(held_lease); }
+    void drop(detail::WorkerTask& task) noexcept { renewers_.drop(task); }
 
 private:
     static constexpr std::size_t most = 15;
@@ -216,8 +191,57 @@ private:
 
     using FanOut = detail::FanOut<Node>;
 
+    static std::vector<Node*> checked(std::vector<Node*> nodes) {
+        if (nodes.size() % 2 == 0 || nodes.size() > most)
+            detail::refuse("the number of servers", std::to_string(nodes.size()),
+                           "an odd one, 1 to " + std::to_string(most));
+        if (std::count(nodes.begin(), nodes.end(), nullptr) > 0)
+            detail::refuse("a server", "a null pointer", "a Redis that outlives the Quorum");
+        for (auto one = nodes.begin(); one != nodes.end(); ++one)
+            for (auto other = nodes.begin(); other != one; ++other)
+                if ((*one)->name() == (*other)->name())
+                    detail::refuse("a server", (*one)->name() + " twice", "each of them once, for it has one vote");
+        return nodes;
+    }
+
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
+
+    /// One that does not read is told of a release by its own worker, when it reads again. Where there is no memory, or
+    /// no thread, the key goes with its ttl.
+    void hand_over(Nodes to, const Request& release) noexcept try {
+        const TimePoint time = now(), gone_by = later(time, release.ttl);
+        const Options options{.ttl = release.ttl};
+        Request own = release;
+        own.was_granted = false; // by the server itself, which counts those
+        for (std::size_t n = 0; n < nodes_.size(); ++n)
+            if constexpr (requires(const std::shared_ptr<detail::WorkerTask>& task) { nodes_[n]->keep(task, time); })
+                if ((to >> n & 1) != 0)
+                    nodes_[n]->keep(std::make_shared<detail::PendingRelease>(own, options, gone_by), time);
+    } catch (...) {
+    }
+
+    Failure same_server() const {
+        const auto [one, other] = *node_set_.identities.twins();
+        return {Errc::bad_option,
+                nodes_[one]->name() + " and " + nodes_[other]->name() + " are the same server, which has one vote"};
+    }
+
+    /// At one server after another, until one of them says that it is our turn, or that our patience is over; a yes
+    /// also for who has none. Where it can be had nowhere the answer is anything else: who waits polls then.
+    Answer wait_in_line(FanOut& fan_out, const Request& request) {
+        Answer turn{Verdict::yes};
+        if (!request.can_wait()) return turn;
+        Request place = request;
+        for (const TimePoint started = now();;) {
+            const TimePoint time = now();
+            place.patience = request.patience - std::chrono::floor<Millis>(time - started);
+            const auto at = node_set_.line_of(request.key, time);
+            if (!at || !place.can_wait()) return turn;
+            turn = fan_out.wait_for_turn(place, *at);
+            if (turn.verdict == Verdict::yes || turn.is_busy() || detail::over(request.deadline)) return turn;
+        }
+    }
 
     /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the
     /// acquire. Else the one that was used last.

@@ -3,39 +3,27 @@
 #pragma once
 
 #include "backend.hpp"
-#include "detail/protocol/line.hpp"
+#include "detail/net/node_channel.hpp"
+#include "detail/net/sentinels.hpp"
+#include "detail/protocol/commands_exchange.hpp"
+#include "detail/protocol/inspect_exchange.hpp"
 #include "detail/renewal/server_port.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/random.hpp"
-#include "uri.hpp"
+#include "redis_options.hpp"
 
 #include <atomic>
 
 namespace redislock {
-
-/// How to talk to a server, beyond its URI. An aggregate, for designated initialisers.
-struct RedisOptions {
-    /// What CLIENT LIST shows; printable, without spaces. Empty: not set. A server that forbids it is used all the
-    /// same.
-    std::string client_name = "redislock";
-
-    /// Connections kept open while nobody uses them. More are opened as more threads ask at once.
-    std::size_t idle_connections = 16;
-
-    /// For a server that may lose its data when it ends: the longest ttl of any client, up to 24 h. A server that has
-    /// been up for less, and for up to a second and 2 % more, may have forgotten leases that go on: it grants nothing
-    /// (Errc::restarted), and in a Quorum it has no vote. A longer ttl is refused. Each new connection asks the server
-    /// by INFO how long it has been up; a proxy that keeps connections over a restart hides it. 0: not asked.
-    Millis restart_delay{0};
-};
 
 /// One server. Thread-safe; neither copied nor moved, since its locks refer to it; to be destroyed after them. That
 /// takes a request timeout at most, where a lock's release was not answered; else no time. Nothing is connected until a
 /// lock asks. In a forked child it makes connections of its own, and its copies of the parent's are closed.
 class Redis {
 public:
-    /// Resolves the host's name, once: that may block for as long as the system's resolver does, unless it is numeric.
-    /// Throws std::system_error: Errc::bad_uri, Errc::unresolved, Errc::bad_option.
+    /// Blocks for nothing: a host's name is looked up when a lock asks, in a thread beside, and again when a connection
+    /// fails; one that has no address is Errc::unresolved then. Throws std::system_error: Errc::bad_uri,
+    /// Errc::bad_option.
     explicit Redis(std::string_view uri, RedisOptions options = {}) : Redis{Address::parse(uri), std::move(options)} {}
 
     /// Where the environment has no such variable, std::getenv() gives a null pointer: Errc::bad_uri.
@@ -45,9 +33,8 @@ public:
     explicit Redis(std::nullptr_t, RedisOptions options = {}) = delete;
 
     explicit Redis(Address address, RedisOptions options = {})
-        : address_{std::move(address)}, options_{checked(std::move(options))},
-          server_{detail::resolve(address_),
-                  detail::Handshake{address_, options_.client_name, options_.restart_delay}} {}
+        : address_{std::move(address)}, options_{detail::checked(std::move(options))},
+          server_{address_, options_, detail::Sentinels::of(address_, options_)} {}
 
     Redis(const Redis&) = delete;
     Redis& operator=(const Redis&) = delete;
@@ -60,13 +47,12 @@ public:
 
     /// What a Quorum makes of it: a way on which nothing waits, and the clock and the threads beside it.
     using Engine = detail::System;
-    struct Link : detail::Channel {
-        explicit Link(const Redis& redis) : detail::Channel{redis.server_} {}
-        template <class Links>
-        static void wait(const Deadline& deadline, const Links& links) {
-            detail::ChannelWait{deadline, links}();
-        }
+    struct Link : detail::NodeChannel {
+        explicit Link(const Redis& redis) : detail::NodeChannel{redis.server_} {}
     };
+
+    /// What a Cluster makes of it: the connections on which its worker asks, like Redis' own.
+    detail::ChannelPool& pool() noexcept { return pool_; }
 
     /// Throws Errc::bad_option for a lease that could be forgotten, and given again before its end: see
     /// RedisOptions::restart_delay.
@@ -92,64 +78,96 @@ public:
     }
 
     /// Who has the key; nothing if nobody has. By the deadline; one question, without trying again.
-    Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
-        const auto question = std::make_shared<AwaitedQuestion>(
-            Request{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline});
-        std::unique_ptr<Channel> channel = pool_.take(Verb::acquire);
-        channel->send(std::make_unique<detail::InspectExchange>(question, holder));
-        drive(*question, *channel, deadline);
-        pool_.give_back(std::move(channel));
-        detail::locate(question->answer->why, *this);
-        return std::move(*question->answer);
+    Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder, bool asking = false) {
+        return ask_about(
+            key, deadline, [&](const auto& of) { return std::make_unique<detail::InspectExchange>(of, holder); },
+            asking);
     }
 
-    /// In a thread that is started with the first lease that is kept; over connections that nobody else uses.
-    void keep(const std::shared_ptr<detail::HeldLease>& held_lease, TimePoint when) {
-        renewers_.keep(held_lease, when, pool_);
+    /// For a check: runs these commands, in the server's protocol, in one write. Yes: `replies` has a reply to each,
+    /// which may be an error. By the deadline.
+    Answer run(const std::vector<std::string>& commands, const Deadline& deadline,
+               std::vector<detail::Reply>& replies) {
+        return ask_about({}, deadline, [&](const auto& of) {
+            return std::make_unique<detail::CommandsExchange>(of, commands, replies);
+        });
     }
-    void drop(detail::HeldLease& held_lease) noexcept { renewers_.drop(held_lease); }
+    Millis restart_delay() const noexcept { return options_.restart_delay; }
+
+    /// The line is kept by scripts; and nobody is granted a lock whose release is not proven to be taken.
+    bool has_line() const noexcept { return server_.release.is_proven && !is_command(server_.release.form.load()); }
+
+    /// Whether somebody stood in line when the key was released here, of late.
+    bool is_contended(std::string_view key) const noexcept { return server_.release.contended.has(key, now()); }
+
+    /// Whether it may become another server: leases are watched then, whether they are renewed or not.
+    bool may_move() const noexcept { return server_.locator.is_service(); }
+
+    /// For a Quorum's worker.
+    const detail::Locator& locator() const noexcept { return server_.locator; }
+
+    /// In a thread that is started with the first lease that is kept; over connections that nobody else uses.
+    void keep(const std::shared_ptr<detail::WorkerTask>& task, TimePoint when) { renewers_.keep(task, when, pool_); }
+    void drop(detail::WorkerTask& task) noexcept { renewers_.drop(task); }
 
 private:
     using Channel = detail::Channel;
     using AwaitedQuestion = detail::AwaitedQuestion;
 
+    /// Asks once, for what is no lock's request.
+    template <class MakeExchange>
+    Answer ask_about(std::string_view key, const Deadline& deadline, MakeExchange make_exchange, bool asking = false) {
+        std::unique_ptr<Channel> channel = pool_.take(Verb::acquire);
+        Request request{.verb = Verb::acquire, .key = std::string{key}, .token = {}, .ttl = {}, .deadline = deadline};
+        request.asking = asking;
+        const auto question = converse(std::move(request), *channel, make_exchange);
+        pool_.give_back(std::move(channel));
+        detail::locate(question->answer->why, *this);
+        return std::move(*question->answer);
+    }
+
     Answer ask_and_wait(Request request) {
         std::unique_ptr<Channel> channel = pool_.take(request.verb);
-        const bool waits = request.patience >= shortest_block && channel->lets_wait(request.key);
+        const bool waits = request.can_wait() && has_line() && channel->lets_wait(request.key);
         if (!waits) request.deadline = request.first_answer(now());
         const bool is_alone = next_try_ != 0;
         // A waiter that can have no other connection blocks for not much longer than from one look to the next, and
         // looks over its own connection in between.
         if (waits && is_alone) request.patience = std::min(request.patience, request.recheck * 3 / 2);
-        // Owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange stays in
-        // the pool.
-        auto question = std::make_shared<AwaitedQuestion>(std::move(request));
+        std::shared_ptr<AwaitedQuestion> question;
         if (waits)
-            stand_in_line(question, *channel, is_alone);
+            stand_in_line(question = std::make_shared<AwaitedQuestion>(std::move(request)), *channel, is_alone);
         else
-            drive(question, *channel);
-        if (!waits && may_ask_elsewhere(*question))
-            if (std::unique_ptr<Channel> spare = pool_.take_spare()) {
-                auto again = std::make_shared<AwaitedQuestion>(question->request);
-                drive(again, *spare);
-                if (again->answer->is_about_the_key()) question = std::move(again);
-                pool_.give_back(std::move(spare));
-            }
+            question = converse(std::move(request), *channel,
+                                [](const auto& of) { return std::make_unique<detail::CommandExchange>(of, 0); });
         pool_.count(question->request, *question->answer);
         pool_.give_back(std::move(channel));
         return std::move(*question->answer);
     }
 
-    /// No connection can be made, and there is time left for one that is there.
-    bool may_ask_elsewhere(const AwaitedQuestion& question) const noexcept {
-        const Answer& answer = *question.answer;
-        return answer.verdict == Verdict::no && answer.finds_no_connection() &&
-               !detail::over(question.request.deadline);
-    }
-
-    void drive(const std::shared_ptr<AwaitedQuestion>& question, Channel& channel) {
-        channel.send(question);
-        drive(*question, channel, question->request.deadline);
+    /// Asks over this channel; where it can make no connection, and there is time left, over one that is there. The
+    /// question is owned by its exchange as well: an extension that is overdue may be answered alone, and its exchange
+    /// stays in the pool.
+    template <class MakeExchange>
+    std::shared_ptr<AwaitedQuestion> converse(Request request, Channel& channel, MakeExchange make_exchange) {
+        const auto ask_over = [&](Request what, Channel& way) {
+            auto question = std::make_shared<AwaitedQuestion>(std::move(what));
+            way.send(make_exchange(question));
+            drive(*question, way, question->request.deadline);
+            return question;
+        };
+        std::shared_ptr<AwaitedQuestion> question = ask_over(std::move(request), channel);
+        const Answer& answer = *question->answer;
+        const bool finds_none = answer.verdict == Verdict::no && answer.finds_no_connection();
+        if (!finds_none || detail::over(question->request.deadline)) return question;
+        if (std::unique_ptr<Channel> spare = pool_.take_spare()) {
+            std::shared_ptr<AwaitedQuestion> again = ask_over(question->request, *spare);
+            // What it may have done must not be forgotten for a no of before.
+            if (again->answer->is_about_the_key() || again->answer->verdict == Verdict::unknown)
+                question = std::move(again);
+            pool_.give_back(std::move(spare));
+        }
+        return question;
     }
 
     /// Until there is an answer, which the channel has at the latest by the question's deadline.
@@ -251,21 +269,7 @@ private:
         return answer.why ? answer : Answer{Verdict::unknown};
     }
 
-    static RedisOptions checked(RedisOptions options) {
-        for (const char c : options.client_name)
-            if (c <= ' ' || c >= 127)
-                detail::refuse("client_name", "\"" + options.client_name + "\"",
-                               "ASCII that is printable, without spaces");
-        if (options.restart_delay < Millis::zero() || options.restart_delay > Options::longest_ttl)
-            detail::refuse("restart_delay", detail::in_ms(options.restart_delay),
-                           "0 to " + detail::in_ms(Options::longest_ttl));
-        return options;
-    }
-
     inline static const Answer nowhere{Verdict::no, {Errc::unreachable, {}}};
-
-    /// What is left for a block to be worth it: a few ms are lost to rounding.
-    static constexpr Millis shortest_block{5};
 
     detail::Uncancelled at_the_end_{std::defer_lock};
     const detail::Lifetime lifetime_{};

@@ -1,12 +1,17 @@
-/// The whole library: distributed locks on Redis, as scoped locks. Include this one; it is some 4,800 lines of code,
+/// The whole library: distributed locks on Redis, as scoped locks. Include this one; it is some 6,000 lines of code,
 /// and needs hiredis.
 #pragma once
 
+#include "check.hpp"
 #include "inspect.hpp"
 #include "lock.hpp"
 #include "memory.hpp"
 #include "quorum.hpp"
 #include "redis.hpp"
+
+#ifdef REDISLOCK_TLS
+#include "tls.hpp"
+#endif
 
 #define REDISLOCK_VERSION_MAJOR 0
 #define REDISLOCK_VERSION_MINOR 1

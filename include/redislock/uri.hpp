@@ -5,11 +5,17 @@
 #include "errors.hpp"
 
 #include <charconv>
+#include <vector>
 
 namespace redislock {
 
-/// `redis://[[user]:password@]host[:port][/db]`, or `unix:///path[?db=n]` (also with `user:password@`); parts may be
-/// percent-encoded, and an IPv6 address stands in brackets. The scheme's case does not matter.
+/// `redis://[[user]:password@]host[:port][/db]`, `rediss://` for the same over TLS, `valkey://` and `valkeys://` as
+/// other names for the two, or `unix:///path[?db=n]` (also with `user:password@`); parts may be percent-encoded, and an
+/// IPv6 address stands in brackets. The scheme's case does not matter.
+///
+/// `redis+sentinel://[[user]:password@]sentinel[:26379][,sentinel...]/service[/db]`, also with rediss, valkey and
+/// valkeys: the primary of that service, which its sentinels name. User and password are the primary's: see
+/// SentinelOptions for the sentinels'.
 struct Address {
     std::string host{}; ///< a name or a numeric address; empty for a unix socket
     std::string port{"6379"};
@@ -17,11 +23,18 @@ struct Address {
     std::string user{};
     std::string password{};
     unsigned db = 0;
+    bool tls = false;
+    std::string service{};            ///< that sentinels watch over; if there is one, it has no host of its own
+    std::vector<Address> sentinels{}; ///< of the service: hosts and ports
 
     /// For messages: without user and password.
     std::string text() const {
         if (!path.empty()) return "unix:" + path;
-        return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + port;
+        if (service.empty()) return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + port;
+        std::string text = "service " + service;
+        for (const Address& sentinel : sentinels)
+            text += (&sentinel == &sentinels.front() ? " at " : ",") + sentinel.text();
+        return text;
     }
 
     /// Throws std::system_error with Errc::bad_uri; the message shows of the URI only what can't be a password.
@@ -38,18 +51,27 @@ public:
     Address parse() {
         const auto scheme_end = rest_.find("://");
         if (rest_.empty()) refuse("it is empty");
-        if (scheme_end == rest_.npos) refuse("it has no scheme; expected redis:// or unix://");
+        if (scheme_end == rest_.npos)
+            refuse("it has no scheme; expected redis://, rediss://, redis+sentinel:// or unix://");
         std::string scheme{rest_.substr(0, scheme_end)};
         for (char& c : scheme) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
         rest_.remove_prefix(scheme_end + 3);
-        if (scheme == "rediss")
-            refuse("TLS is not built in; put a TLS proxy, such as stunnel, before the server, and connect to that by "
-                   "redis:// or unix://");
-        if (scheme != "redis" && scheme != "unix") refuse("its scheme is not redis:// or unix://");
+        constexpr std::string_view by_sentinel = "+sentinel";
+        const bool has_sentinels = scheme.ends_with(by_sentinel) && scheme != "unix+sentinel";
+        if (has_sentinels) scheme.resize(scheme.size() - by_sentinel.size());
+        address_.tls = scheme == "rediss" || scheme == "valkeys";
+        if (!address_.tls && scheme != "redis" && scheme != "valkey" && scheme != "unix")
+            refuse("its scheme is not redis://, rediss://, valkey://, valkeys:// or unix://, nor redis+sentinel:// or "
+                   "rediss+sentinel://");
         const std::string_view query = split_off('?');
         if (rest_.find('#') != rest_.npos || query.find('#') != query.npos) refuse("it has a fragment");
         credentials();
-        scheme == "unix" ? unix_socket(query) : tcp(query);
+        if (scheme == "unix")
+            unix_socket(query);
+        else if (!query.empty())
+            refuse("it has a query; only unix:// has one, ?db=n");
+        else
+            has_sentinels ? service() : tcp();
         return std::move(address_);
     }
 
@@ -67,27 +89,44 @@ private:
         if (address_.password.empty()) refuse("its password is empty");
     }
 
-    void tcp(std::string_view query) {
-        if (!query.empty()) refuse("it has a query; only unix:// has one, ?db=n");
-        const auto slash = rest_.find('/');
-        if (slash != rest_.npos) {
-            if (slash + 1 < rest_.size()) address_.db = number(rest_.substr(slash + 1), 0, 1'000'000, "database");
-            rest_ = rest_.substr(0, slash);
+    void tcp() {
+        database(split_off('/'));
+        host_and_port(rest_, address_);
+    }
+
+    void service() {
+        const std::string_view service_and_db = split_off('/');
+        const auto slash = std::min(service_and_db.find('/'), service_and_db.size());
+        address_.service = decoded(service_and_db.substr(0, slash));
+        if (address_.service.empty()) refuse("it names no service; expected redis+sentinel://sentinel/service");
+        for (const char c : address_.service)
+            if (c <= ' ' || c >= 127) refuse("its service is not of printable ASCII, without spaces");
+        database(service_and_db.substr(std::min(slash + 1, service_and_db.size())));
+        for (auto comma = rest_.find(',');; rest_.remove_prefix(comma + 1), comma = rest_.find(',')) {
+            host_and_port(rest_.substr(0, comma), address_.sentinels.emplace_back(Address{.port = "26379"}));
+            if (comma == rest_.npos) return;
         }
-        if (rest_.starts_with('[')) {
-            const auto close = rest_.find(']');
-            if (close == rest_.npos) refuse("its [ is not closed");
-            address_.host = decoded(rest_.substr(1, close - 1));
-            rest_.remove_prefix(close + 1);
-            if (!rest_.empty() && !rest_.starts_with(':')) refuse("after ] comes :port or nothing");
+    }
+
+    void database(std::string_view text) {
+        if (!text.empty()) address_.db = number(text, 0, 1'000'000, "database");
+    }
+
+    void host_and_port(std::string_view text, Address& address) const {
+        if (text.starts_with('[')) {
+            const auto close = text.find(']');
+            if (close == text.npos) refuse("its [ is not closed");
+            address.host = decoded(text.substr(1, close - 1));
+            text.remove_prefix(close + 1);
+            if (!text.empty() && !text.starts_with(':')) refuse("after ] comes :port or nothing");
         } else {
-            const std::string_view host = rest_.substr(0, rest_.find(':'));
-            if (rest_.rfind(':') != rest_.find(':')) refuse("an IPv6 address needs brackets: [::1]");
-            address_.host = decoded(host);
-            rest_.remove_prefix(host.size());
+            const std::string_view host = text.substr(0, text.find(':'));
+            if (text.rfind(':') != text.find(':')) refuse("an IPv6 address needs brackets: [::1]");
+            address.host = decoded(host);
+            text.remove_prefix(host.size());
         }
-        if (address_.host.empty()) refuse("it names no host");
-        if (rest_.starts_with(':')) address_.port = std::to_string(number(rest_.substr(1), 1, 65'535, "port"));
+        if (address.host.empty()) refuse("it names no host");
+        if (text.starts_with(':')) address.port = std::to_string(number(text.substr(1), 1, 65'535, "port"));
     }
 
     void unix_socket(std::string_view query) {
@@ -148,13 +187,19 @@ private:
         std::string shown{scheme};
         if (scheme == "unix://" && behind.starts_with('/') && !has_user && behind.size() < 200)
             shown += behind;
-        else if (scheme == "redis://" && !has_user)
+        else if (is_tcp(scheme) && !has_user)
             shown.append(behind.substr(0, std::min<std::size_t>(behind.find_first_not_of(hosts), 200))).append(":***");
         else
             shown += "***";
         const std::string hint = "; in a user or password, all but letters, digits, - . _ ~ is written %XX";
         raise({Errc::bad_uri, std::string{"\""}.append(printable(shown)) + "\": " + why +
-                                  (has_user && (scheme == "redis://" || scheme == "unix://") ? hint : "")});
+                                  (has_user && (is_tcp(scheme) || scheme == "unix://") ? hint : "")});
+    }
+
+    static bool is_tcp(std::string_view scheme) noexcept {
+        scheme.remove_suffix(std::min<std::size_t>(scheme.size(), 3));
+        if (scheme.ends_with("+sentinel")) scheme.remove_suffix(std::string_view{"+sentinel"}.size());
+        return scheme == "redis" || scheme == "rediss" || scheme == "valkey" || scheme == "valkeys";
     }
 
     std::string_view uri_;

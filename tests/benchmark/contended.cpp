@@ -1,9 +1,9 @@
 /// What a lock is worth when many wait for it: how fast it passes from one owner to the next, how long and how fairly
 /// they wait, and what that costs the server. RedisLock against a hand-off and against polling, both written by hand on
-/// blocking hiredis; the contenders take turns within one run, so that a noisy machine is noisy for all of them.
-#include "../support/redis_server.hpp"
-
-#include <redislock/redislock.hpp>
+/// blocking hiredis, and over TLS against itself without; the contenders take turns within one run, so that a noisy
+/// machine is noisy for all of them.
+#include "../support/until.hpp"
+#include "waiters.hpp"
 
 #include <CLI/CLI.hpp>
 #include <sys/mman.h>
@@ -21,123 +21,12 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr std::string_view key = "benchmark:contended";
+using namespace benchmark;
 
 using Time = std::chrono::nanoseconds; // of CLOCK_MONOTONIC, which threads and processes share
 
 Time now() { return std::chrono::steady_clock::now().time_since_epoch(); }
 double ms(Time time) { return std::chrono::duration<double, std::milli>{time}.count(); }
-
-/// One that waits for the lock, with a connection of its own.
-class Waiter {
-public:
-    Waiter() = default;
-    Waiter(const Waiter&) = delete;
-    Waiter& operator=(const Waiter&) = delete;
-    virtual ~Waiter() = default;
-    virtual void lock() = 0;
-    virtual void unlock() = 0;
-};
-
-class ByLibrary : public Waiter {
-public:
-    explicit ByLibrary(const std::string& uri) : redis_{uri} {}
-    void lock() override { lock_.lock(); }
-    void unlock() override {
-        if (lock_.unlock() != redislock::Outcome::confirmed) throw std::runtime_error{"the release is not confirmed"};
-    }
-
-private:
-    redislock::Redis redis_;
-    redislock::RedisLock<redislock::Redis> lock_{redis_, key, 10s, std::defer_lock};
-};
-
-/// What both ways by hand have in common: the connection, the attempt and its token.
-class ByHand : public Waiter {
-protected:
-    using Words = std::initializer_list<std::string_view>;
-
-    explicit ByHand(const std::string& socket_path) : context_{::redisConnectUnix(socket_path.c_str()), &::redisFree} {
-        if (!context_ || context_->err != 0) throw std::runtime_error{"by hand: no connection"};
-    }
-
-    /// Goes out with the next answer() that is asked for.
-    void send(Words words) {
-        std::vector<const char*> texts;
-        std::vector<std::size_t> sizes;
-        for (const std::string_view word : words) {
-            texts.push_back(word.data());
-            sizes.push_back(word.size());
-        }
-        ::redisAppendCommandArgv(context_.get(), static_cast<int>(words.size()), texts.data(), sizes.data());
-    }
-    test::Reply answer() {
-        void* reply = nullptr;
-        if (::redisGetReply(context_.get(), &reply) != REDIS_OK)
-            throw std::runtime_error{std::string{"by hand: "} + context_->errstr};
-        test::Reply owned{static_cast<redisReply*>(reply), &::freeReplyObject};
-        if (owned->type == REDIS_REPLY_ERROR) throw std::runtime_error{std::string{"by hand: "} + owned->str};
-        return owned;
-    }
-    test::Reply ask(Words words) {
-        send(words);
-        return answer();
-    }
-    std::string load(std::string_view script) { return ask({"SCRIPT", "LOAD", script})->str; }
-
-    void send_attempt() { send({"SET", key, token_.hex(), "NX", "PX", "10000"}); }
-    bool granted() { return answer()->type == REDIS_REPLY_STATUS; }
-
-    redislock::Token token_;
-
-private:
-    std::unique_ptr<redisContext, decltype(&::redisFree)> context_;
-};
-
-/// The library's protocol, with its scripts, and without all that makes it safe: no look at a holder that may be dead,
-/// no time-out of our own, nothing undone.
-class HandOffByHand : public ByHand {
-public:
-    explicit HandOffByHand(const std::string& socket_path) : ByHand{socket_path} {}
-    void lock() override {
-        token_ = redislock::detail::random_token();
-        send_attempt();
-        while (!granted()) {
-            send({"EVALSHA", announce_, "1", key, "1000", beside_.waiting, beside_.turn, beside_.given});
-            send({"BLPOP", beside_.turn, "10"});
-            send_attempt();
-            answer(); // to the announcement
-            answer(); // that it is our turn, or that nobody said so for 10 s
-        }
-    }
-    void unlock() override {
-        if (ask({"EVALSHA", release_, "1", key, token_.hex(), beside_.waiting, beside_.turn, beside_.given})->integer !=
-            1)
-            throw std::runtime_error{"hand-off by hand: the lock was lost"};
-    }
-
-private:
-    const redislock::detail::AuxiliaryKeys beside_{key};
-    const std::string announce_ = load(redislock::detail::announce_script);
-    const std::string release_ = load(redislock::detail::release_script);
-};
-
-class PollingByHand : public ByHand {
-public:
-    explicit PollingByHand(const std::string& socket_path) : ByHand{socket_path} {}
-    void lock() override {
-        token_ = redislock::detail::random_token();
-        for (send_attempt(); !granted(); send_attempt()) std::this_thread::sleep_for(1ms);
-    }
-    void unlock() override {
-        if (ask({"EVALSHA", release_, "1", key, token_.hex()})->integer != 1)
-            throw std::runtime_error{"polling by hand: the lock was lost"};
-    }
-
-private:
-    const std::string release_ =
-        load("if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end");
-};
 
 using MakeWaiter = std::function<std::unique_ptr<Waiter>()>;
 
@@ -294,7 +183,7 @@ struct Wait {
 /// What came of a run. A hand-off is a grant to another waiter than the last one.
 struct Figures {
     double rate = 0;  // hand-offs per second
-    double ratio = 0; // of rates, to the hand-off by hand
+    double ratio = 0; // of rates, to the base
     double p50 = 0, p99 = 0, longest = 0;
     double ideals = 0; // in the longest wait; an ideal one is a round of all, each with its section and one hand-off
     double jain = 0;
@@ -330,8 +219,35 @@ Figures figures(std::span<Grant> grants, const Conditions& conditions, const Win
     return result;
 }
 
-Figures measure(test::RedisServer& server, const MakeWaiter& make, const Conditions& conditions) {
-    server.command({"FLUSHALL"});
+using Servers = std::vector<test::RedisServer*>;
+
+/// What the servers have done since, each on average.
+struct Usage {
+    explicit Usage(const Servers& servers) {
+        for (test::RedisServer* server : servers) {
+            const std::string info = server->text({"INFO", "all"});
+            commands += commands_sent(info) / static_cast<double>(servers.size());
+            cpu += cpu_us(info) / static_cast<double>(servers.size());
+        }
+    }
+    double commands = 0, cpu = 0;
+};
+
+/// The one where the line stands is stopped. The others.
+Servers freeze_one(const Servers& servers) {
+    const auto frozen = std::max_element(servers.begin(), servers.end(), [](auto* one, auto* other) {
+        return one->blocked_clients() < other->blocked_clients();
+    });
+    (*frozen)->stop();
+    Servers others;
+    for (test::RedisServer* server : servers)
+        if (server != *frozen) others.push_back(server);
+    return others;
+}
+
+/// `freezes`: one of the servers, a second before the window begins.
+Figures measure(const Servers& servers, const MakeWaiter& make, const Conditions& conditions, bool freezes) {
+    for (test::RedisServer* server : servers) server->command({"FLUSHALL"});
     const auto run = shared_run();
     Waiters waiters{*run, conditions.waiters, conditions.processes,
                     [&](int waiter) { contend(*run, waiter, make, conditions.section); }};
@@ -340,12 +256,17 @@ Figures measure(test::RedisServer& server, const MakeWaiter& make, const Conditi
     if (run->ready < conditions.waiters) throw std::runtime_error{"not all waiters have warmed up"};
     run->started = true;
     std::this_thread::sleep_for(conditions.window / 4);
-    server.command({"CONFIG", "RESETSTAT"});
-    const double cpu_before = cpu_us(server.text({"INFO", "cpu"}));
+    const std::shared_ptr<void> thaw{nullptr, [&](void*) {
+                                         for (test::RedisServer* server : servers) server->go_on();
+                                     }};
+    const Servers alive = freezes ? freeze_one(servers) : servers;
+    if (freezes) std::this_thread::sleep_for(1s);
+    for (test::RedisServer* server : alive) server->command({"CONFIG", "RESETSTAT"});
+    const double cpu_before = Usage{alive}.cpu;
     const Time begin = now();
     std::this_thread::sleep_for(conditions.window);
-    const std::string info = server.text({"INFO", "all"});
-    const Window window{begin, now(), commands_sent(info), cpu_us(info) - cpu_before};
+    const Usage after{alive};
+    const Window window{begin, now(), after.commands, after.cpu - cpu_before};
     run->over = true;
     waiters.join();
     if (run->failed) throw std::runtime_error{"a waiter has failed"};
@@ -355,6 +276,9 @@ Figures measure(test::RedisServer& server, const MakeWaiter& make, const Conditi
 struct Contender {
     const char* name;
     MakeWaiter make;
+    std::size_t base;     // whose hand-offs its own are compared with
+    bool is_one = true;   // it asks one server alone
+    bool freezes = false; // one of its servers
     std::vector<Figures> runs{};
 
     double median(double Figures::*figure) const {
@@ -364,14 +288,67 @@ struct Contender {
     }
 };
 
-enum { library, polling_library, by_hand, polling_by_hand };
+#ifdef REDISLOCK_TLS
+const test::Certificates& certificates() {
+    static const test::Certificates all{{"server"}};
+    return all;
+}
+#endif
 
-std::vector<Contender> contenders(const test::RedisServer& server) {
+/// TLS is compared with TCP: what that costs is told by the row of TCP.
+enum { library, polling_library, by_hand, polling_by_hand, by_tcp, by_tls };
+
+std::vector<Contender> contenders(const test::RedisServer& server, [[maybe_unused]] int tls_port, bool is_cluster) {
+    using ByRedis = ByLibrary<redislock::Redis>;
     const std::string path = server.socket_path();
-    return {{"RedisLock", [path] { return std::make_unique<ByLibrary>("unix://" + path); }},
-            {"RedisLock, polling", [path] { return std::make_unique<ByLibrary>("unix://poller:any@" + path); }},
-            {"hand-off by hand", [path] { return std::make_unique<HandOffByHand>(path); }},
-            {"polling by hand", [path] { return std::make_unique<PollingByHand>(path); }}};
+    std::vector<Contender> all{
+        {"RedisLock", [path] { return std::make_unique<ByRedis>("unix://" + path); }, by_hand},
+        {"RedisLock, polling", [path] { return std::make_unique<ByRedis>("unix://poller:any@" + path); }, by_hand},
+        {"hand-off by hand", [path] { return std::make_unique<HandOffByHand>(path); }, by_hand},
+        {"polling by hand", [path] { return std::make_unique<PollingByHand>(path); }, by_hand},
+        {"RedisLock, TCP",
+         [uri = "redis://127.0.0.1:" + std::to_string(server.port())] { return std::make_unique<ByRedis>(uri); },
+         by_hand},
+#ifdef REDISLOCK_TLS
+        {"RedisLock, TLS",
+         [uri = "rediss://127.0.0.1:" + std::to_string(tls_port)] {
+             return std::make_unique<ByRedis>(
+                 uri, redislock::RedisOptions{.tls = {.ca_file = certificates().file("ca.pem")}});
+         },
+         by_tcp},
+#endif
+    };
+    if (is_cluster)
+        all.push_back({"RedisLock, Cluster",
+                       [path] { return std::make_unique<ByLibrary<redislock::Cluster>>("unix://" + path); }, by_hand});
+    return all;
+}
+
+enum { one_server, majority, majority_by_hand, majority_with_one_frozen };
+
+std::vector<Contender> majority_contenders(const Servers& servers) {
+    std::vector<std::string> paths, uris;
+    for (const test::RedisServer* server : servers) {
+        paths.push_back(server->socket_path());
+        uris.push_back("unix://" + server->socket_path());
+    }
+    const auto by_quorum = [uris] { return std::make_unique<ByQuorum>(uris); };
+    return {
+        {"RedisLock, one server", [uri = uris.front()] { return std::make_unique<ByLibrary<redislock::Redis>>(uri); },
+         one_server},
+        {"RedisLock, majority", by_quorum, one_server, false},
+        {"majority by hand", [paths] { return std::make_unique<MajorityByHand>(paths); }, one_server, false},
+        {"majority, one frozen", by_quorum, majority, false, true},
+    };
+}
+
+/// A cluster of one node.
+std::vector<std::string> cluster_arguments() {
+    return {"--cluster-enabled", "yes", "--cluster-port", std::to_string(test::free_port())};
+}
+void make_cluster(test::RedisServer& server) {
+    server.command({"CLUSTER", "ADDSLOTSRANGE", "0", "16383"});
+    test::until([&] { return server.text({"CLUSTER", "INFO"}).find("cluster_state:ok") != std::string::npos; });
 }
 
 /// A user to whom all is forbidden that a hand-off needs and polling doesn't: commands that block, and other keys.
@@ -395,6 +372,7 @@ void print(const Conditions& conditions, const std::vector<Contender>& all) {
     for (const Contender& contender : all) {
         std::printf("\n%-24s", contender.name);
         for (const auto& [head, figure, decimals] : columns) std::printf(" %11.*f", decimals, contender.median(figure));
+        if (&contender != &all[contender.base]) std::printf("  ratio to: %s", all[contender.base].name);
     }
     std::printf("\n");
     std::fflush(stdout);
@@ -402,28 +380,53 @@ void print(const Conditions& conditions, const std::vector<Contender>& all) {
 
 constexpr int summed_up = 32; // waiters
 
+struct Bound {
+    const char* text;
+    double Figures::*figure;
+    bool at_least;
+    double bound;
+};
+
+std::string line_of(const Conditions& conditions, const Bound& bound, const Contender& contender) {
+    const double value = contender.median(bound.figure);
+    const bool is_kept = bound.at_least ? value >= bound.bound : value <= bound.bound;
+    char line[128];
+    std::snprintf(line, sizeof line, "%g ms inside  %-22s %s %-5g  %9.4f %-7s", ms(conditions.section), bound.text,
+                  bound.at_least ? ">=" : "<=", bound.bound, value, is_kept ? "reached" : "MISSED");
+    return line;
+}
+
+constexpr Bound is_fair{"Jain index", &Figures::jain, true, 0.999};
+constexpr Bound is_prompt{"longest wait, x ideal", &Figures::ideals, false, 3};
+
 /// Which bounds the library keeps, and what the same protocol by hand comes to.
-std::string summary(const Conditions& conditions, const Contender& contender, const Contender& hand) {
-    static constexpr struct {
-        const char* text;
-        double Figures::*figure;
-        bool at_least;
-        double bound;
-    } bounds[] = {
-        {"Jain index", &Figures::jain, true, 0.999},
-        {"longest wait, x ideal", &Figures::ideals, false, 3},
+std::string summary(const Conditions& conditions, const std::vector<Contender>& all) {
+    static constexpr Bound bounds[] = {
+        is_fair,
+        is_prompt,
         {"commands per hand-off", &Figures::commands, false, 5},
         {"hand-offs/s, ratio", &Figures::ratio, true, 0.9},
     };
     std::string text;
-    for (const auto& [what, figure, at_least, bound] : bounds) {
-        const double value = contender.median(figure);
-        char line[128];
-        std::snprintf(line, sizeof line, "%g ms inside  %-22s %s %-5g  %9.4f %-7s  (by hand %.4f)\n",
-                      ms(conditions.section), what, at_least ? ">=" : "<=", bound, value,
-                      (at_least ? value >= bound : value <= bound) ? "reached" : "MISSED", hand.median(figure));
-        text += line;
+    for (const Bound& bound : bounds) {
+        char by_hand_too[48];
+        std::snprintf(by_hand_too, sizeof by_hand_too, "  (by hand %.4f)\n", all[by_hand].median(bound.figure));
+        text += line_of(conditions, bound, all[library]) + by_hand_too;
     }
+    if (all.size() > by_tls)
+        text += line_of(conditions, {"over TLS, ratio to TCP", &Figures::ratio, true, 0.8}, all[by_tls]) + "\n";
+    return text;
+}
+
+std::string majority_summary(const Conditions& conditions, const std::vector<Contender>& all) {
+    std::string text;
+    const auto add = [&](const Bound& bound, const Contender& contender) {
+        text += std::to_string(conditions.waiters) + " waiters, " + line_of(conditions, bound, contender) + "\n";
+    };
+    add(is_fair, all[majority]);
+    add(is_prompt, all[majority]);
+    add({"ratio to one server", &Figures::ratio, true, 0.8}, all[majority]);
+    add({"one frozen, ratio", &Figures::ratio, true, 0.8}, all[majority_with_one_frozen]);
     return text;
 }
 
@@ -478,10 +481,12 @@ void write_waits(std::ostream& file, const Contender& contender) {
 int main(int argc, char** argv) try {
     CLI::App app{
         "Many waiters and one lock: each acquires it, sleeps for a while inside, releases it, and asks again.\n"
-        "Figures are medians over the repeats; ratios are those within each repeat to the hand-offs/s of the hand-off\n"
-        "by hand, and above 1 is faster. Commands and the server's CPU time are per hand-off. The ideal wait is a\n"
-        "round of all waiters, each with its time inside and one hand-off. Who takes again what it has just released\n"
-        "waits too, if not for long."};
+        "Figures are medians over the repeats; ratios are those within each repeat to the hand-offs/s of the "
+        "contender\n"
+        "that the row names, and above 1 is faster. Commands and the server's CPU time are per hand-off, and of "
+        "several\n"
+        "servers the average. The ideal wait is a round of all waiters, each with its time inside and one hand-off.\n"
+        "Who takes again what it has just released waits too, if not for long."};
     std::vector<int> waiters{2, 8, summed_up, 128}, sections{0, 1};
     double seconds = 2;
     int repeats = 3;
@@ -501,6 +506,12 @@ int main(int argc, char** argv) try {
     app.add_option("--repeats", repeats, "how often the contenders take turns")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
+    std::size_t server_count = 1;
+    app.add_option("--servers", server_count, "of a majority; and then it is compared with one server")
+        ->check(CLI::IsMember({1, 3, 5, 7}))
+        ->capture_default_str();
+    bool with_cluster = false;
+    app.add_flag("--cluster", with_cluster, "the server is a cluster's only node, and a Cluster contends too");
     app.add_flag("--processes", processes, "the waiters are processes; else threads with a connection each");
     app.add_option("--waits", waits_name, "a file for RedisLock's waiting times, which waiting.gnuplot draws");
     CLI11_PARSE(app, argc, argv);
@@ -513,7 +524,18 @@ int main(int argc, char** argv) try {
     }
 
     ::signal(SIGPIPE, SIG_IGN); // hiredis raises it, where an error is clearer
-    test::RedisServer server;
+    std::vector<std::string> arguments = with_cluster ? cluster_arguments() : std::vector<std::string>{};
+#ifdef REDISLOCK_TLS
+    const int tls_port = test::free_port();
+    for (std::string& word : certificates().at_port(tls_port, "server")) arguments.push_back(std::move(word));
+#else
+    constexpr int tls_port = 0;
+#endif
+    test::RedisServer server{std::move(arguments)};
+    std::deque<test::RedisServer> more(server_count - 1);
+    Servers servers{&server};
+    for (test::RedisServer& one : more) servers.push_back(&one);
+    if (with_cluster) make_cluster(server);
     allow_polling_only(server);
     std::printf("%d repeats of %g s each, %s; redis-server %s, hiredis %d.%d.%d\n", repeats, seconds,
                 processes ? "processes" : "threads with a connection each",
@@ -524,26 +546,31 @@ int main(int argc, char** argv) try {
         for (const int count : waiters) {
             const Conditions conditions{count, std::chrono::milliseconds{section},
                                         Time{static_cast<Time::rep>(seconds * 1e9)}, processes};
-            std::vector<Contender> all = contenders(server);
+            const bool is_majority = server_count > 1;
+            std::vector<Contender> all =
+                is_majority ? majority_contenders(servers) : contenders(server, tls_port, with_cluster);
             for (int i = 0; i < repeats; ++i) {
                 // Each repeat starts with another one, so that none is always the one that follows the slowest.
                 for (std::size_t j = 0; j < all.size(); ++j) {
                     Contender& contender = all[(j + static_cast<std::size_t>(i)) % all.size()];
-                    contender.runs.push_back(measure(server, contender.make, conditions));
+                    const Servers its_own = contender.is_one ? Servers{&server} : servers;
+                    contender.runs.push_back(measure(its_own, contender.make, conditions, contender.freezes));
                 }
                 for (Contender& contender : all)
-                    contender.runs.back().ratio = contender.runs.back().rate / all[by_hand].runs.back().rate;
+                    contender.runs.back().ratio = contender.runs.back().rate / all[contender.base].runs.back().rate;
             }
             print(conditions, all);
+            if (is_majority && section == 1) summaries += majority_summary(conditions, all);
             if (count != summed_up) continue;
-            summaries += summary(conditions, all[library], all[by_hand]);
+            if (!is_majority) summaries += summary(conditions, all);
             if (section != 1) continue;
-            write_waits(waits, all[library]);
-            write_waits(waits, all[polling_library]);
+            write_waits(waits, is_majority ? all[majority] : all[library]);
+            if (!is_majority) write_waits(waits, all[polling_library]);
         }
     }
-    measure_reactions(server);
-    if (!summaries.empty()) std::printf("\nRedisLock, %d waiters:\n%s", summed_up, summaries.c_str());
+    if (server_count == 1) measure_reactions(server);
+    if (!summaries.empty())
+        std::printf("\n%s:\n%s", server_count == 1 ? "RedisLock, 32 waiters" : "A majority", summaries.c_str());
     if (waits.is_open() && !waits.flush()) throw std::runtime_error{"can't write " + waits_name};
 } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -374,22 +374,6 @@ private:
     Proxy proxy_{server_.socket_path()};
 };
 
-/// Two threads per core that never rest, for as long as the object lives.
-class Spinning {
-public:
-    explicit Spinning(bool wanted) {
-        for (unsigned i = 0; wanted && i < 2 * std::thread::hardware_concurrency(); ++i)
-            threads_.emplace_back([](std::stop_token stop) {
-                while (!stop.stop_requested()) {
-                }
-            });
-    }
-    std::size_t count() const { return threads_.size(); }
-
-private:
-    std::vector<std::jthread> threads_;
-};
-
 } // namespace
 
 int main(int argc, char** argv) {
@@ -410,7 +394,7 @@ int main(int argc, char** argv) {
         ->delimiter(',')
         ->capture_default_str();
     CLI11_PARSE(app, argc, argv);
-    const Spinning spinning{busy};
+    const Spinning spinning{busy ? 2 * std::thread::hardware_concurrency() : 0};
     std::printf("%d trials each, %d locks at a time, %zu spinning threads\n", trials, parallel, spinning.count());
     if (ends_together) return together::Benchmark{trials, cases}.run() ? 0 : 1;
     return Benchmark{trials, parallel}.run() ? 0 : 1;

@@ -200,7 +200,7 @@ private:
         for (int i = 0; i < of.leases; ++i) take(holders, redis, std::to_string(i), options, of.callback);
         if (options.renew) std::this_thread::sleep_for(of.ttl * (50 + ++rounds_ % 7 * 5) / 100);
         Rival rival{server_};
-        if (of.trouble == Trouble::refused) server_.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval"});
+        if (of.trouble == Trouble::refused) server_.command({"ACL", "SETUSER", "holder", "-evalsha", "-eval", "-set"});
         rival.learn_expiries(holders);
         std::jthread plain{[&](std::stop_token stop) { sleep_until_the_ends(holders, stop); }};
         if (of.trouble == Trouble::stopped) {
@@ -211,7 +211,7 @@ private:
         }
         const Result result = rival.take_all();
         plain.request_stop();
-        server_.command({"ACL", "SETUSER", "holder", "+evalsha", "+eval"});
+        server_.command({"ACL", "SETUSER", "holder", "+evalsha", "+eval", "+set"});
         return result;
     }
 

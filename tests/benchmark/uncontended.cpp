@@ -1,11 +1,14 @@
 /// What a lock-unlock cycle costs when nobody contends: RedisLock against the same two commands written by hand on
 /// blocking hiredis, the contenders taking turns within one run, so that a noisy machine is noisy for all of them.
-#include "../support/redis_server.hpp"
+#include "../support/redis_cluster.hpp"
 #include "figures.hpp"
 
+#include <redislock/cluster.hpp>
 #include <redislock/redislock.hpp>
 
 #include <CLI/CLI.hpp>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -16,6 +19,7 @@
 #include <functional>
 #include <map>
 #include <new>
+#include <optional>
 
 using namespace std::chrono_literals;
 
@@ -46,14 +50,58 @@ namespace {
 
 constexpr const char* key = "benchmark:uncontended";
 
-/// The two commands as a careful user of hiredis writes them, with a token from the system's generator.
+/// One command and its reply: true if that is as it should be.
+using Ask = std::function<bool(int count, const char** texts, const std::size_t* sizes)>;
+
+/// On blocking hiredis.
+Ask on_hiredis(redisContext* context) {
+    return [owner = std::shared_ptr<redisContext>{context, &::redisFree}](int count, const char** texts,
+                                                                          const std::size_t* sizes) {
+        const test::Reply reply{static_cast<redisReply*>(::redisCommandArgv(owner.get(), count, texts, sizes)),
+                                &::freeReplyObject};
+        return reply && (reply->type == REDIS_REPLY_STATUS || reply->integer == 1);
+    };
+}
+
+#ifdef REDISLOCK_TLS
+/// On a blocking socket and OpenSSL: hiredis has TLS in a library of its own, which Debian 12 has not.
+Ask on_openssl(int port, const std::string& ca_file) {
+    SSL_CTX* const context = ::SSL_CTX_new(::TLS_client_method());
+    ::SSL_CTX_load_verify_locations(context, ca_file.c_str(), nullptr);
+    ::SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
+    SSL* const session = ::SSL_new(context);
+    ::SSL_CTX_free(context);
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    ::SSL_set_fd(session, fd);
+    if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::SSL_connect(session) != 1) {
+        std::fprintf(stderr, "by hand: no TLS\n");
+        std::exit(1);
+    }
+    return
+        [owner = std::shared_ptr<SSL>{session, &::SSL_free}](int count, const char** texts, const std::size_t* sizes) {
+            char* command = nullptr;
+            const auto size = ::redisFormatCommandArgv(&command, count, texts, sizes);
+            const int sent = ::SSL_write(owner.get(), command, static_cast<int>(size));
+            ::redisFreeCommand(command);
+            char reply[256];
+            const int got = sent > 0 ? ::SSL_read(owner.get(), reply, sizeof reply) : -1;
+            return got > 3 && (std::string_view{reply, 3} == "+OK" || std::string_view{reply, 2} == ":1");
+        };
+}
+#endif
+
+/// The two commands as a careful user writes them, with a token from the system's generator.
 class ByHand {
 public:
-    explicit ByHand(redisContext* context) : context_{context} {
-        Reply reply{static_cast<redisReply*>(::redisCommand(context_, "SCRIPT LOAD %s", script)), &::freeReplyObject};
-        sha_.assign(reply->str, static_cast<std::size_t>(reply->len));
-    }
-    ~ByHand() { ::redisFree(context_); }
+    ByHand(Ask ask, std::string sha) : ask_{std::move(ask)}, sha_{std::move(sha)} {}
+
+    static constexpr const char* script =
+        "if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";
 
     void cycle() {
         char token[33];
@@ -66,10 +114,6 @@ public:
     }
 
 private:
-    using Reply = test::Reply;
-    static constexpr const char* script =
-        "if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";
-
     void ask(std::initializer_list<const char*> words) {
         const char* texts[8];
         std::size_t sizes[8];
@@ -78,15 +122,12 @@ private:
             texts[count] = word;
             sizes[count++] = std::strlen(word);
         }
-        Reply reply{static_cast<redisReply*>(::redisCommandArgv(context_, count, texts, sizes)), &::freeReplyObject};
-        const bool good = reply && (reply->type == REDIS_REPLY_STATUS || reply->integer == 1);
-        if (!good) {
-            std::fprintf(stderr, "by hand: %s\n", reply ? reply->str : context_->errstr);
-            std::exit(1);
-        }
+        if (ask_(count, texts, sizes)) return;
+        std::fprintf(stderr, "by hand: %s failed\n", texts[0]);
+        std::exit(1);
     }
 
-    redisContext* context_;
+    Ask ask_;
     std::string sha_;
 };
 
@@ -119,12 +160,30 @@ struct Contender {
     }
 };
 
-void measure(const char* transport, const std::string& uri, redisContext* context, int repeats, int cycles) {
-    ByHand by_hand{context};
-    redislock::Redis redis{uri};
+void take_turns(std::vector<Contender>& contenders, int repeats, int cycles) {
+    for (int i = 0; i < repeats; ++i) {
+        // Each repeat starts with another one, so that none is always the one that follows the slowest.
+        for (std::size_t j = 0; j < contenders.size(); ++j)
+            contenders[(j + static_cast<std::size_t>(i)) % contenders.size()].repeat(cycles);
+    }
+}
+
+/// Ratios are to the first one.
+void print(const char* transport, const std::vector<Contender>& contenders) {
+    std::printf("\n%-6s %-36s %9s %9s %9s %8s %9s %9s\n", transport, "", "p50 us", "p99 us", "cpu us", "allocs",
+                "p50 ratio", "cpu ratio");
+    for (const Contender& c : contenders) {
+        const auto [low, high] = std::minmax_element(c.p50.begin(), c.p50.end());
+        std::printf("%-6s %-36s %9.1f %9.1f %9.2f %8.1f %9.2f %9.2f   (p50 per repeat %.1f to %.1f)\n", "",
+                    c.name.c_str(), median(c.p50), median(c.p99), median(c.cpu), median(c.allocated),
+                    ratio(c.p50, contenders[0].p50), ratio(c.cpu, contenders[0].cpu), *low, *high);
+    }
+}
+
+void measure(const char* transport, redislock::Redis& redis, ByHand by_hand, int repeats, int cycles) {
     redislock::RedisLock kept{redis, key, {.ttl = 10s, .renew = false}, std::defer_lock};
     std::vector<Contender> contenders;
-    contenders.push_back({"hiredis by hand", [&] { by_hand.cycle(); }});
+    contenders.push_back({"by hand", [&] { by_hand.cycle(); }});
     contenders.push_back({"RedisLock, scoped", [&] {
                               redislock::RedisLock lock{redis, key, {.ttl = 10s, .renew = false}};
                           }});
@@ -137,38 +196,71 @@ void measure(const char* transport, const std::string& uri, redisContext* contex
         {"RedisLock, confirm_release = false", [&] {
              redislock::RedisLock lock{redis, key, {.ttl = 10s, .renew = false, .confirm_release = false}};
          }});
-    for (int i = 0; i < repeats; ++i) {
-        // Each repeat starts with another one, so that none is always the one that follows the slowest.
-        for (std::size_t j = 0; j < contenders.size(); ++j)
-            contenders[(j + static_cast<std::size_t>(i)) % contenders.size()].repeat(cycles);
-    }
-    std::printf("\n%-6s %-36s %9s %9s %9s %8s %9s %9s\n", transport, "", "p50 us", "p99 us", "cpu us", "allocs",
-                "p50 ratio", "cpu ratio");
-    for (const Contender& c : contenders) {
-        const auto [low, high] = std::minmax_element(c.p50.begin(), c.p50.end());
-        std::printf("%-6s %-36s %9.1f %9.1f %9.2f %8.1f %9.2f %9.2f   (p50 per repeat %.1f to %.1f)\n", "",
-                    c.name.c_str(), median(c.p50), median(c.p99), median(c.cpu), median(c.allocated),
-                    ratio(c.p50, contenders[0].p50), ratio(c.cpu, contenders[0].cpu), *low, *high);
-    }
+    take_turns(contenders, repeats, cycles);
+    print(transport, contenders);
+}
+
+/// A Cluster whose slots are known, against a Redis that is told which node has the key.
+void measure_cluster(test::RedisCluster& servers, int repeats, int cycles) {
+    const std::size_t home = servers.home(key);
+    redislock::Redis redis{servers.uri(home)};
+    redislock::Cluster cluster{servers.uri(servers.elsewhere(key))};
+    const auto scoped = [](auto& backend, bool renew) {
+        return [&backend, renew] { redislock::RedisLock lock{backend, key, {.ttl = 10s, .renew = renew}}; };
+    };
+    std::vector<Contender> contenders;
+    contenders.push_back({"Redis, scoped", scoped(redis, false)});
+    contenders.push_back({"Cluster, scoped", scoped(cluster, false)});
+    contenders.push_back({"Redis, scoped and renewed", scoped(redis, true)});
+    contenders.push_back({"Cluster, scoped and renewed", scoped(cluster, true)});
+    take_turns(contenders, repeats, cycles);
+    print("tcp", contenders);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
     CLI::App app{
-        "A lock-unlock cycle without contention, against the same commands by hand on blocking hiredis.\n"
+        "A lock-unlock cycle without contention, against the same commands by hand on blocking hiredis (over TLS: on\n"
+        "OpenSSL).\n"
         "Ratios are medians over the repeats of the ratio within each repeat; below 1 is faster than by hand."};
     int repeats = 15, cycles = 4000;
+    std::vector<unsigned> busy{0, 1, 2};
     app.add_option("--repeats", repeats, "how often the contenders take turns")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
     app.add_option("--cycles", cycles, "cycles in each turn")->check(CLI::Range(10, 10'000'000))->capture_default_str();
+    app.add_option("--busy", busy, "how many threads spin alongside; tables for each")
+        ->check(CLI::Range(0, 1'000))
+        ->capture_default_str();
+    bool with_cluster = false;
+    app.add_flag("--cluster", with_cluster, "a table of a Cluster of three nodes against a Redis, too");
     CLI11_PARSE(app, argc, argv);
+#ifdef REDISLOCK_TLS
+    const test::Certificates certificates{{"server"}};
+    const int tls_port = test::free_port();
+    test::RedisServer server{certificates.at_port(tls_port, "server")};
+#else
     test::RedisServer server;
+#endif
+    const std::string sha = server.text({"SCRIPT", "LOAD", ByHand::script});
     std::string version = server.text({"INFO", "server"});
     version.erase(0, version.find("redis_version:") + 14);
     std::printf("%d repeats of %d cycles each; redis-server %s, hiredis %d.%d.%d\n", repeats, cycles,
                 version.substr(0, version.find("\r")).c_str(), HIREDIS_MAJOR, HIREDIS_MINOR, HIREDIS_PATCH);
-    measure("unix", server.unix_uri(), ::redisConnectUnix(server.socket_path().c_str()), repeats, cycles);
-    measure("tcp", server.tcp_uri(), ::redisConnect("127.0.0.1", server.port()), repeats, cycles);
+    std::optional<test::RedisCluster> cluster;
+    if (with_cluster) cluster.emplace();
+    for (const unsigned threads : busy) {
+        const Spinning spinning{threads};
+        std::printf("\n%u threads spin alongside\n", threads);
+        redislock::Redis by_unix{server.unix_uri()}, by_tcp{server.tcp_uri()};
+        measure("unix", by_unix, {on_hiredis(::redisConnectUnix(server.socket_path().c_str())), sha}, repeats, cycles);
+        measure("tcp", by_tcp, {on_hiredis(::redisConnect("127.0.0.1", server.port())), sha}, repeats, cycles);
+#ifdef REDISLOCK_TLS
+        redislock::Redis by_tls{"rediss://127.0.0.1:" + std::to_string(tls_port),
+                                {.tls = {.ca_file = certificates.file("ca.pem")}}};
+        measure("tls", by_tls, {on_openssl(tls_port, certificates.file("ca.pem")), sha}, repeats, cycles);
+#endif
+        if (cluster) measure_cluster(*cluster, repeats, cycles);
+    }
 }

@@ -23,6 +23,7 @@ struct Settings {
     std::size_t servers = 1, workers = 12;
     int keys = 6;
     std::uint64_t seed = 0;
+    bool has_sentinels = false;
     chaos::Broken broken = chaos::Broken::nothing;
 };
 
@@ -103,15 +104,20 @@ int run(const Settings& settings) {
     test::RedisServer registers;
     const std::string shim = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "libchaos_clock.so";
     std::deque<chaos::Node> nodes;
-    std::vector<std::string> arguments{log_path, registers.socket_path(), std::to_string(settings.keys)};
-    for (std::size_t n = 0; n < settings.servers; ++n) {
+    std::optional<test::Service> service;
+    if (settings.has_sentinels) service.emplace();
+    const bool waits_for_replicas = service && settings.broken != chaos::Broken::replicas;
+    std::vector<std::string> arguments{log_path, registers.socket_path(), std::to_string(settings.keys),
+                                       waits_for_replicas ? std::to_string(service->servers() - 1) : "0"};
+    if (service) arguments.push_back(service->uri());
+    for (std::size_t n = 0; n < settings.servers && !service; ++n) {
         // Servers' clocks differ from ours by less than Options::drift.
         nodes.emplace_back(folder.path(), static_cast<int>(n), shim, std::vector{0.008, -0.008, 0.0}[n % 3]);
         arguments.push_back(nodes.back().proxy().uri());
     }
     chaos::Workers workers{arguments, settings.seed};
     for (std::size_t n = 0; n < settings.workers; ++n) workers.start(n);
-    chaos::Nemesis nemesis{log, nodes, workers, settings.broken, settings.seed};
+    chaos::Nemesis nemesis{log, nodes, service ? &*service : nullptr, workers, settings.broken, settings.seed};
     Findings findings;
     Growth growth;
 
@@ -134,10 +140,13 @@ int run(const Settings& settings) {
     if (failed > 0) findings.violated(std::to_string(failed) + " workers have ended badly");
     chaos::Time longest = 0;
     for (std::size_t n = 0; n < settings.workers; ++n) longest = std::max(longest, log.workers[n].last - healed);
-    for (chaos::Node& node : nodes)
+    std::vector<test::RedisServer*> servers;
+    for (chaos::Node& node : nodes) servers.push_back(&node.server());
+    if (service) servers.push_back(service->primary());
+    for (test::RedisServer* const server : servers)
         for (int key = 0; key < settings.keys; ++key)
             for (const chaos::Time limit = chaos::now() + 1'000'000'000;
-                 node.server().integer({"EXISTS", chaos::key_name(key)}) == 1;)
+                 server->integer({"EXISTS", chaos::key_name(key)}) == 1;)
                 if (chaos::now() > limit) {
                     findings.violated("a key is left on a server");
                     break;
@@ -156,9 +165,9 @@ int run(const Settings& settings) {
     if (guarded.lost > 0)
         findings.violated(std::to_string(guarded.lost) + " additions are lost though the fence guards them");
 
-    std::printf("%zu server%s, %zu workers, %d keys, %.0f s, seed %llu\n", settings.servers,
-                settings.servers > 1 ? "s" : "", settings.workers, settings.keys, settings.seconds,
-                static_cast<unsigned long long>(settings.seed));
+    std::printf("%zu server%s%s, %zu workers, %d keys, %.0f s, seed %llu\n", settings.servers,
+                settings.servers > 1 ? "s" : "", service ? " that sentinels name" : "", settings.workers, settings.keys,
+                settings.seconds, static_cast<unsigned long long>(settings.seed));
     int faults = 0;
     for (const auto& [what, count] : nemesis.counts()) {
         std::printf("  %-24s %6d\n", what.c_str(), count);
@@ -186,9 +195,9 @@ int run(const Settings& settings) {
         return findings.overlaps > 0 ? 0 : 1;
     }
     if (!findings.all.empty())
-        std::printf("Run it again: chaos --servers %zu --workers %zu --keys %d --seconds %.0f --seed %llu\n",
-                    settings.servers, settings.workers, settings.keys, settings.seconds,
-                    static_cast<unsigned long long>(settings.seed));
+        std::printf("Run it again: chaos %s%zu --workers %zu --keys %d --seconds %.0f --seed %llu\n",
+                    service ? "--sentinel --servers " : "--servers ", settings.servers, settings.workers, settings.keys,
+                    settings.seconds, static_cast<unsigned long long>(settings.seed));
     return findings.all.empty() ? 0 : 1;
 }
 
@@ -215,11 +224,22 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     app.add_option("--seed", settings.seed, "default: another one each time");
     app.add_option("--break", settings.broken, "an assumption that the library needs, to see that it does")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, chaos::Broken>{{"nothing", chaos::Broken::nothing},
-                                                                                 {"clocks", chaos::Broken::clocks},
-                                                                                 {"memory", chaos::Broken::memory}}));
+        ->transform(
+            CLI::CheckedTransformer(std::map<std::string, chaos::Broken>{{"nothing", chaos::Broken::nothing},
+                                                                         {"clocks", chaos::Broken::clocks},
+                                                                         {"memory", chaos::Broken::memory},
+                                                                         {"replicas", chaos::Broken::replicas}}));
+    app.add_flag("--sentinel", settings.has_sentinels,
+                 "a primary and two replicas, which must all have each grant, under sentinels: failovers go wrong");
     CLI11_PARSE(app, argc, argv);
     if (settings.servers % 2 == 0) return app.exit(CLI::ValidationError{"--servers", "a majority needs an odd number"});
+    if (settings.has_sentinels && settings.servers > 1)
+        return app.exit(CLI::ValidationError{"--sentinel", "it is one server"});
+    using chaos::Broken;
+    const bool is_breakable =
+        settings.broken == Broken::nothing || (settings.broken == Broken::replicas) == settings.has_sentinels;
+    if (!is_breakable)
+        return app.exit(CLI::ValidationError{"--break", "replicas is for --sentinel, and the others are not"});
     if (app.count("--seed") == 0) settings.seed = std::random_device{}();
     ::signal(SIGINT, [](int) { interrupted = true; });
     ::signal(SIGTERM, [](int) { interrupted = true; });

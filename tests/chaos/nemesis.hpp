@@ -3,20 +3,21 @@
 #pragma once
 
 #include "../support/proxy.hpp"
-#include "log.hpp"
+#include "failovers.hpp"
 
 #include <deque>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <optional>
 #include <random>
 
 namespace chaos {
 
 using test::Proxy;
 
-enum class Broken { nothing, clocks, memory };
+enum class Broken { nothing, clocks, memory, replicas };
 
 /// As in clock_shim.c.
 struct ClockFile {
@@ -93,7 +94,7 @@ public:
 
     void start(std::size_t n) {
         if (n == processes_.size()) processes_.emplace_back();
-        // The log, the registers' server, the keys; then what tells one from another; then the URIs.
+        // The log, the registers' server, the keys; then what tells one from another; then the rest.
         std::vector<std::string> words{"chaos", "worker"};
         words.insert(words.end(), arguments_.begin(), arguments_.begin() + 3);
         words.insert(words.end(), {std::to_string(n), std::to_string(seed_ + 1'000 * ++started_ + n)});
@@ -171,13 +172,18 @@ private:
 
 class Nemesis {
 public:
-    Nemesis(const Log& log, std::deque<Node>& nodes, Workers& workers, Broken broken, std::uint64_t seed)
-        : log_{log}, nodes_{nodes}, workers_{workers}, broken_{broken}, random_{seed} {}
+    /// Of the nodes, or of a service instead.
+    Nemesis(const Log& log, std::deque<Node>& nodes, test::Service* service, Workers& workers, Broken broken,
+            std::uint64_t seed)
+        : log_{log}, nodes_{nodes}, workers_{workers}, broken_{broken}, random_{seed} {
+        if (service != nullptr) failovers_.emplace(*service, seed);
+    }
 
     /// One trouble more, and what has lasted long enough ends. Returns when the next is due.
     Time act() {
         recover(now());
-        if (broken_ == Broken::nothing) trouble();
+        if (const char* const what = failovers_ ? failovers_->act() : nullptr) note(what);
+        if (broken_ == Broken::nothing || broken_ == Broken::replicas) trouble();
         if (broken_ == Broken::clocks) step_clocks();
         if (broken_ == Broken::memory) forget_all();
         return now() + between(5 * ms, 120 * ms);
@@ -185,6 +191,7 @@ public:
 
     void heal() {
         recover(std::numeric_limits<Time>::max());
+        if (failovers_) failovers_->heal();
         for (Node& node : nodes_) node.proxy().lift();
     }
 
@@ -209,12 +216,10 @@ private:
     }
 
     void trouble() {
-        Node& node = nodes_[static_cast<std::size_t>(between(0, static_cast<Time>(nodes_.size()) - 1))];
         const std::size_t worker = victim();
         constexpr Time spans[] = {5 * ms, 50 * ms, 900 * ms};
         const Time span = between(ms, spans[between(0, 2)]);
-        const bool is_up = !node.down && !node.frozen;
-        const Time dice = between(1, 124);
+        const Time dice = between(1, failovers_ ? 52 : 124);
         if (dice <= 40) {
             workers_.stop(worker, now() + span);
             note("worker stopped");
@@ -222,7 +227,14 @@ private:
             if (worker == Workers::survivor) return;
             workers_.kill(worker);
             note("worker killed");
-        } else if (dice <= 64) {
+        } else {
+            trouble(nodes_[static_cast<std::size_t>(between(0, static_cast<Time>(nodes_.size()) - 1))], dice, span);
+        }
+    }
+
+    void trouble(Node& node, Time dice, Time span) {
+        const bool is_up = !node.down && !node.frozen;
+        if (dice <= 64) {
             node.proxy().reset();
             note("connections reset");
         } else if (dice <= 82) {
@@ -303,6 +315,7 @@ private:
     Workers& workers_;
     const Broken broken_;
     std::mt19937_64 random_;
+    std::optional<Failovers> failovers_{};
     std::map<std::string, int> counts_;
 };
 

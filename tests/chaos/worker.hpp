@@ -62,8 +62,10 @@ class Work {
 public:
     using Lock = redislock::RedisLock<Place>;
 
-    Work(Place& place, int keys, int number, std::uint64_t seed, Log& log, const std::string& registers)
-        : place_{place}, keys_{keys}, number_{number}, random_{seed}, log_{log}, registers_{registers} {}
+    Work(Place& place, unsigned min_replicas, int keys, int number, std::uint64_t seed, Log& log,
+         const std::string& registers)
+        : place_{place}, min_replicas_{min_replicas}, keys_{keys}, number_{number}, random_{seed}, log_{log},
+          registers_{registers} {}
 
     void run() {
         while (log_.healed == 0) turn();
@@ -79,7 +81,8 @@ private:
     void turn() {
         constexpr Time ms = 1'000'000;
         const Millis ttl = some_ttl();
-        const redislock::Options options{.ttl = ttl, .renew = chance(0.7), .fencing = true};
+        const redislock::Options options{
+            .ttl = ttl, .renew = chance(0.7), .fencing = true, .min_replicas = min_replicas_};
         const int key = static_cast<int>(between(0, keys_ - 1));
         Lock lock{place_, key_name(key), options, std::defer_lock};
         try {
@@ -126,25 +129,28 @@ private:
     }
 
     Place& place_;
+    const unsigned min_replicas_;
     const int keys_, number_;
     std::mt19937_64 random_;
     Log& log_;
     Registers registers_;
 };
 
-/// `arguments`: the log, the registers' server, the number of keys, our number, our seed, and the URIs.
+/// `arguments`: the log, the registers' server, the number of keys, our number, our seed, how many replicas must have a
+/// grant, and the URIs.
 inline int work(const std::vector<std::string>& arguments) {
     Log& log = Log::open(arguments[0], false);
     const int keys = std::stoi(arguments[2]), number = std::stoi(arguments[3]);
     const std::uint64_t seed = std::stoull(arguments[4]);
+    const auto min_replicas = static_cast<unsigned>(std::stoul(arguments[5]));
     std::deque<redislock::Redis> nodes;
     std::vector<redislock::Redis*> all;
-    for (auto uri = arguments.begin() + 5; uri != arguments.end(); ++uri) all.push_back(&nodes.emplace_back(*uri));
+    for (auto uri = arguments.begin() + 6; uri != arguments.end(); ++uri) all.push_back(&nodes.emplace_back(*uri));
     if (all.size() == 1) {
-        Work{nodes.front(), keys, number, seed, log, arguments[1]}.run();
+        Work{nodes.front(), min_replicas, keys, number, seed, log, arguments[1]}.run();
     } else {
         redislock::Quorum<redislock::Redis> quorum{all};
-        Work{quorum, keys, number, seed, log, arguments[1]}.run();
+        Work{quorum, min_replicas, keys, number, seed, log, arguments[1]}.run();
     }
     return 0;
 }

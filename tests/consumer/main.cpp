@@ -12,6 +12,9 @@ int main() {
     const redislock::RedisLock lock{memory, "consumer"};
     redislock::Redis server{"redis://127.0.0.1"};
     const redislock::RedisLock never_asked_for{server, "consumer", {}, std::defer_lock};
+#ifdef REDISLOCK_TLS
+    redislock::Redis by_tls{"rediss://127.0.0.1"};
+#endif
     std::printf("redislock %d.%d.%d with hiredis %d.%d.%d\n", REDISLOCK_VERSION_MAJOR, REDISLOCK_VERSION_MINOR,
                 REDISLOCK_VERSION_PATCH, HIREDIS_MAJOR, HIREDIS_MINOR, HIREDIS_PATCH);
     return lock.owns_lock() && !never_asked_for.owns_lock() ? 0 : 1;

@@ -23,6 +23,7 @@ std::optional<long long> integer_in(std::string_view bytes) {
 }
 
 bool means_yes(const Request& request, std::string_view bytes) {
+    if (request.verb == Verb::release && bytes == ":2\r\n") return true; // and handed on
     if (request.verb != Verb::acquire) return bytes == ":1\r\n";
     return bytes == "+OK\r\n" || (request.fencing && integer_in(bytes).value_or(0) > 0);
 }

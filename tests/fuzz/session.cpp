@@ -191,10 +191,11 @@ private:
         const std::string& script = words.at(1);
         if (script == announce_sha || script == announce_script) return ":50\r\n";
         if (script == inspect_script) return "$5\r\nvalue\r\n";
-        Question& question = asked(words.at(word == "SET" ? 2 : 4));
+        const bool is_delete = word == "DELIFEQ" || word == "DELEX"; // an error said that there are no scripts
+        Question& question = asked(words.at(word == "SET" || word == "DELIFEQ" ? 2 : word == "DELEX" ? 3 : 4));
         peer.carried.push_back(&question);
         if (by_sha && question.fate == Fate::unknown_script) return "-NOSCRIPT No matching script.\r\n";
-        if (script == release_sha || script == release_script) {
+        if (is_delete || script == release_sha || script == release_script || script == bare_release_script) {
             question.held = false;
             if (question.request.verb != Verb::release) return ":1\r\n"; // an undo
         }
@@ -203,7 +204,7 @@ private:
         if (question.fate == Fate::refused) return word == "SET" ? "$-1\r\n" : is_acquire ? ":-101\r\n" : ":0\r\n";
         question.done = true;
         question.held = is_acquire;
-        if (!is_acquire) return ":1\r\n";
+        if (!is_acquire) return word == "SET" ? "+OK\r\n" : ":1\r\n";
         return question.request.fencing ? ":" + std::to_string(question.number) + "\r\n" : "+OK\r\n";
     }
 

@@ -4,6 +4,8 @@
 
 #include <redislock/uri.hpp>
 
+#include <algorithm>
+
 using namespace redislock;
 using fuzz::claim;
 
@@ -20,22 +22,31 @@ std::string encoded(std::string_view text) {
     return all;
 }
 
+std::string host_and_port(const Address& address) { return "[" + encoded(address.host) + "]:" + address.port; }
+
 std::string uri_of(const Address& address) {
-    const bool is_local = !address.path.empty();
-    std::string uri = is_local ? "unix://" : "redis://";
+    std::string uri = !address.path.empty() ? "unix" : address.tls ? "rediss" : "redis";
+    if (!address.service.empty()) uri += "+sentinel";
+    uri += "://";
     if (!address.password.empty()) uri += encoded(address.user) + ":" + encoded(address.password) + "@";
-    if (is_local) return uri + encoded(address.path) + "?db=" + std::to_string(address.db);
-    return uri + "[" + encoded(address.host) + "]:" + address.port + "/" + std::to_string(address.db);
+    if (!address.path.empty()) return uri + encoded(address.path) + "?db=" + std::to_string(address.db);
+    if (address.service.empty()) return uri + host_and_port(address) + "/" + std::to_string(address.db);
+    for (const Address& sentinel : address.sentinels)
+        uri += (&sentinel == &address.sentinels.front() ? "" : ",") + host_and_port(sentinel);
+    return uri + "/" + encoded(address.service) + "/" + std::to_string(address.db);
 }
 
 bool same(const Address& a, const Address& b) {
     return a.host == b.host && a.port == b.port && a.path == b.path && a.user == b.user && a.password == b.password &&
-           a.db == b.db;
+           a.db == b.db && a.tls == b.tls && a.service == b.service &&
+           std::equal(a.sentinels.begin(), a.sentinels.end(), b.sentinels.begin(), b.sentinels.end(), same);
 }
 
 void read_and_written(std::string_view uri) try {
     const Address address = Address::parse(uri);
-    claim(address.host.empty() != address.path.empty(), "it has a host or a path");
+    claim(!address.host.empty() + !address.path.empty() + !address.service.empty() == 1,
+          "it has a host, a path or a service");
+    claim(address.service.empty() == address.sentinels.empty(), "a service has sentinels, and nothing else has");
     claim(address.user.empty() || !address.password.empty(), "a user has a password");
     claim(same(Address::parse(uri_of(address)), address), "what is written down reads the same");
     Address other = address;

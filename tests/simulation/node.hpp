@@ -57,7 +57,7 @@ struct Clock {
 };
 
 /// What is broken on purpose: an assumption of the library, so that checks must find that it matters.
-enum class Broken { nothing, clocks, memory, tokens };
+enum class Broken { nothing, clocks, memory, tokens, replicas };
 
 struct Report {
     std::uint64_t seed = 0, trace = 0xcbf29ce484222325; ///< equal traces: equal histories
@@ -65,7 +65,11 @@ struct Report {
     std::string violation{}; ///< empty: none
 };
 
+/// What is sent: a lock's question, or what a waiter in line asks.
+enum class Kind { command, announce, line };
+
 struct Question {
+    Kind kind;
     Verb verb;
     Token token;
     Millis ttl;
@@ -73,13 +77,23 @@ struct Question {
     bool fencing;
     std::chrono::microseconds fencing_step;
     std::uint64_t fencing_token;
+    unsigned replicas;
+    Millis recheck;
+    bool hands_on;
 };
 
 struct Wire;
 
+/// What a server knows of the one key, and its replicas with it.
+struct Memory {
+    std::optional<Token> holder{};
+    Time ends = 0; ///< in ms
+    std::optional<std::uint64_t> counter{};
+};
+
 /// One Redis, and what the scripts of the library do there. Its clock's milliseconds are cut off as the pessimist would
 /// do it.
-struct Server {
+struct Server : Memory {
     int id = 0;
     Clock clock{};
     Time wall = 0; ///< in us, when its clock shows 0
@@ -87,10 +101,13 @@ struct Server {
     unsigned life = 0;
     std::deque<std::function<void()>> backlog{}; ///< what has come while it was frozen
     std::vector<std::weak_ptr<Wire>> wires{};
-    std::optional<Token> holder{};
-    Time ends = 0; ///< in ms
-    std::optional<std::uint64_t> counter{};
     std::optional<Time> up_since{}; ///< in ns, if it came without its memory
+    Memory replicated{};            ///< what a replica has of it
+    Server* successor = nullptr;    ///< a replica that was promoted, which the others follow
+    bool lies = false;              ///< the key is held, it says to those in line, and it gives nobody a turn
+    Time announced = 0, given = 0;  ///< as the auxiliary keys: until then, in ms
+    bool turn = false;              ///< nobody has taken it yet
+    std::deque<std::weak_ptr<Wire>> line{};
 
     /// What INFO says there, as the library judges it. One that kept its memory is known not to lose it, and is not
     /// asked.
@@ -104,7 +121,17 @@ struct Server {
                    : Answer{Verdict::yes};
     }
 
+    /// All replicas have what is asked to be had by some, or none of them; else they have it when it is of no use.
     Answer act(const Question& q, Time t) {
+        const Memory before = *this;
+        Answer answer = act_alone(q, t);
+        if (q.replicas == 0 || answer.verdict != Verdict::yes) return answer;
+        if (successor == nullptr) return replicated = *this, answer;
+        if (q.verb == Verb::acquire) static_cast<Memory&>(*this) = before; // it is released again
+        return {q.verb == Verb::acquire ? Verdict::no : Verdict::unknown, {Errc::no_replicas, {}}};
+    }
+
+    Answer act_alone(const Question& q, Time t) {
         const Time time = clock.at(t), now = time / ms;
         const auto no = [](Errc why) { return Answer{Verdict::no, {why, {}}}; };
         if (holder && now >= ends) holder.reset();
@@ -120,7 +147,10 @@ struct Server {
                           : number;
             return {.verdict = Verdict::yes, .fencing_token = *counter};
         }
-        if (holder != q.token) return no(holder ? Errc::stolen : Errc::expired);
+        if (holder && holder != q.token) return no(Errc::stolen);
+        const bool is_awaited = q.verb == Verb::release && q.hands_on && now < announced;
+        if (is_awaited && (holder || now >= given)) hand_on(now);
+        if (!holder) return no(Errc::expired);
         if (q.verb == Verb::release) {
             holder.reset();
         } else {
@@ -130,9 +160,24 @@ struct Server {
         return {Verdict::yes};
     }
 
+    /// As announce_script.
+    Answer announce(const Question& q, Time t) {
+        const Time now = clock.at(t) / ms;
+        if (lies) return detail::busy_for(1'000);
+        if (holder && now >= ends) holder.reset();
+        if (!holder && now >= given) return hand_on(now), detail::busy_for(-2);
+        announced = std::max(announced, now + 2 * q.recheck.count());
+        return detail::busy_for(holder ? ends - now : -2 - (given - now));
+    }
+    void hand_on(Time now) noexcept {
+        turn = !lies;
+        given = now + 20;
+    }
+
     void forget() noexcept {
-        holder.reset();
-        counter.reset();
+        static_cast<Memory&>(*this) = replicated = {};
+        announced = given = 0;
+        turn = false;
     }
 };
 
@@ -166,13 +211,15 @@ inline World* world = nullptr; ///< the one that is running
 /// A server as a client sees it: what Quorum wants of a Redis.
 struct SimNode {
     Client& client;
-    Server& server;
+    Server* server;
     std::string known_as;
 
     TimePoint now() const noexcept;
     Token fresh() const;
     void pause(const Deadline& until) noexcept;
     const std::string& name() const noexcept { return known_as; }
+    bool has_line() const noexcept { return true; }
+    bool is_contended(std::string_view) const noexcept { return false; }
     Answer inspect(std::string_view, const Deadline&, Holder&) { return {Verdict::unknown}; }
 
     class Alarm {
@@ -271,6 +318,7 @@ public:
     void hurry(bool took_no_time);
     std::shared_ptr<Wire> connect(const SimNode& node);
     void send(const std::shared_ptr<Wire>& wire, std::optional<Question> question);
+    void reply(const std::shared_ptr<Wire>& wire, Answer answer);
     void violated(const std::string& what) {
         if (report_.violation.empty()) report_.violation = what + " at " + std::to_string(now_ / us) + " us";
         tell("VIOLATION: %s", what.c_str());
@@ -288,7 +336,8 @@ private:
 
     class InTime;
 
-    enum class Trouble { standstill, restart, amnesia, pause, death };
+    enum class Trouble { standstill, restart, amnesia, pause, death, failover };
+    static constexpr Time to_hear_of_it = s; ///< a failover
 
     struct Event {
         Time at;
@@ -313,10 +362,14 @@ private:
     void resume(Task& task, std::uint64_t sleep);
     void arrive(const std::shared_ptr<Wire>& wire, const std::optional<Question>& question);
     void repeat(const Wire& wire, const Question& question);
+    void stand_in_line(const std::shared_ptr<Wire>& wire, const Question& question);
+    void serve(Server& server);
     void cut(const std::shared_ptr<Wire>& wire);
     Time delay();
     void trouble();
     void crash(Server& server, Time until);
+    void fail_over(Server& server);
+    void move(SimNode& node, Server& to);
     void thaw(Server& server);
     void calm_down();
     void bury();
@@ -352,6 +405,7 @@ private:
     double slow_ = 0, reset_ = 0, silent_ = 0, repeated_ = 0;
     std::vector<Trouble> troubles_{};
     Millis restart_delay_{0}; ///< of all clients
+    unsigned replicas_ = 0;   ///< all that a server has, which all clients ask for
     Time usual_delay_ = 0, trouble_every_ = 0, calm_at_ = 0, calm_by_ = 0;
     bool calm_ = false, over_ = false;
     std::uint64_t last_fence_ = 0;
@@ -443,6 +497,7 @@ public:
     TimePoint due() const noexcept { return owed_.empty() ? TimePoint::max() : due_; }
     bool is_closed() const noexcept { return wire_ == nullptr; }
     bool is_opening() const noexcept { return wire_ && !replies_heard_; }
+    bool has_asked() const noexcept { return !is_opening(); }
     bool in_doubt() const noexcept { return in_doubt_; }
     std::size_t owed() const noexcept { return owed_.size(); }
     bool owes_an_acquire(const Token& token) const noexcept {
@@ -452,12 +507,40 @@ public:
         return owes([](const Request& request) { return request.verb == Verb::acquire; });
     }
 
+    /// As detail::LineExchange, of whom the server says first how the key stands.
+    class Line {
+    public:
+        TimePoint look_at() const noexcept { return look_at_; }
+        Failure looked(const Answer& answer, TimePoint now) {
+            if (!answer.is_busy() && (!answer.finds_no_connection() || now >= place_ends_)) return answer.why;
+            const Millis most = request_.recheck;
+            if (answer.is_busy()) place_ends_ = later(now, 3 * most);
+            look_at_ = later(now, std::min(most, answer.holder_left.value_or(most) + Millis{1}));
+            return {};
+        }
+
+    private:
+        friend Link;
+        explicit Line(const Request& of) : request_{of} {}
+        const Request& request_;
+        TimePoint look_at_ = TimePoint::max(), place_ends_{};
+    };
+
     void send(std::shared_ptr<detail::Question> question, std::size_t node) {
-        if (owed_.empty() && readable()) wire_.reset();
-        due_ = std::min(due_, question->request.deadline.at);
-        owed_.push_back({std::move(question), node});
-        ++unsent_;
+        const TimePoint due = question->request.deadline.at;
+        send({std::move(question), node, Kind::command, due});
     }
+    void announce(std::shared_ptr<detail::Question> question, std::size_t node) {
+        const TimePoint due = question->request.deadline.at;
+        send({std::move(question), node, Kind::announce, due});
+    }
+    Line& stand_in_line(std::shared_ptr<detail::Question> question, TimePoint now) {
+        const Request& request = question->request;
+        line_.reset(new Line{request});
+        send({std::move(question), 0, Kind::line, request.first_answer(now).at});
+        return *line_;
+    }
+    void abandon(const Failure& why) { fail(why); }
 
     void advance(TimePoint now) {
         if (!wire_ && !owed_.empty()) {
@@ -473,9 +556,14 @@ public:
             }
             if (replies_heard_) flush();
             for (; answer != inbox.end(); ++answer) {
+                in_doubt_ = false;
+                if (owed_.front().kind == Kind::line && line_->look_at() == TimePoint::max()) { // it has a place
+                    line_->looked(*answer, now);
+                    owed_.front().due = owed_.front().question->request.deadline.at;
+                    continue;
+                }
                 const Owed owed = std::move(owed_.front());
                 owed_.pop_front();
-                in_doubt_ = false;
                 if (!owed.is_answered) owed.question->answered(owed.node, *answer);
             }
             if (wire_->broken) fail({replies_heard_ ? Errc::disconnected : Errc::unreachable, {}});
@@ -485,10 +573,9 @@ public:
         due_ = TimePoint::max();
         for (const Owed& owed : owed_) {
             if (owed.is_answered) continue;
-            const TimePoint deadline = owed.question->request.deadline.at;
-            if (deadline > now) due_ = std::min(due_, deadline);
-            only_extensions &= deadline > now || owed.question->request.verb == Verb::extend;
-            (deadline > now ? others : any) = true;
+            if (owed.due > now) due_ = std::min(due_, owed.due);
+            only_extensions &= owed.due > now || owed.question->request.verb == Verb::extend;
+            (owed.due > now ? others : any) = true;
         }
         if (any && others && only_extensions)
             answer_overdue(now);
@@ -497,20 +584,30 @@ public:
     }
 
 private:
-    static Question question(const Request& r) {
-        return {r.verb, r.token, r.ttl, r.patience, r.fencing, r.fencing_step, r.fencing_token};
+    static Question question(const Request& r, Kind kind) {
+        return {kind,           r.verb,          r.token,    r.ttl,     r.patience, r.fencing,
+                r.fencing_step, r.fencing_token, r.replicas, r.recheck, r.hands_on};
     }
 
     struct Owed {
         std::shared_ptr<detail::Question> question;
         std::size_t node;
+        Kind kind;
+        TimePoint due;
         bool is_answered = false;
     };
+
+    void send(Owed owed) {
+        if (owed_.empty() && readable()) wire_.reset();
+        due_ = std::min(due_, owed.due);
+        owed_.push_back(std::move(owed));
+        ++unsent_;
+    }
 
     void answer_overdue(TimePoint now) {
         in_doubt_ = true;
         for (Owed& owed : owed_)
-            if (owed.question->request.deadline.at <= now && !std::exchange(owed.is_answered, true))
+            if (owed.due <= now && !std::exchange(owed.is_answered, true))
                 owed.question->answered(owed.node, {Verdict::unknown, {Errc::timed_out, {}}});
     }
 
@@ -518,20 +615,26 @@ private:
 
     template <class Which>
     bool owes(Which which) const noexcept {
-        return std::any_of(owed_.begin(), owed_.end(), [&](const Owed& owed) { return which(owed.question->request); });
+        return std::any_of(owed_.begin(), owed_.end(), [&](const Owed& owed) {
+            return owed.kind == Kind::command && which(owed.question->request);
+        });
     }
 
     void flush() {
-        for (; unsent_ > 0; --unsent_)
-            world->send(wire_, question((owed_.end() - static_cast<std::ptrdiff_t>(unsent_))->question->request));
+        for (; unsent_ > 0; --unsent_) {
+            const Owed& owed = *(owed_.end() - static_cast<std::ptrdiff_t>(unsent_));
+            world->send(wire_, question(owed.question->request, owed.kind));
+        }
     }
 
     void fail(const Failure& why) {
         if (replies_heard_ && !wire_->broken)
             for (const Owed& owed : owed_)
-                if (owed.question->request.verb == Verb::acquire && owed.question->gives_up()) {
-                    Question undo = question(owed.question->request);
+                if (owed.kind == Kind::command && owed.question->request.verb == Verb::acquire &&
+                    owed.question->gives_up()) {
+                    Question undo = question(owed.question->request, Kind::command);
                     undo.verb = Verb::release;
+                    undo.replicas = 0;
                     world->send(wire_, undo);
                 }
         wire_.reset();
@@ -547,6 +650,7 @@ private:
     std::shared_ptr<Wire> wire_{};
     bool replies_heard_ = false, in_doubt_ = false;
     std::deque<Owed> owed_{};
+    std::unique_ptr<Line> line_{};
     std::size_t unsent_ = 0; ///< of those that are owed, the last
     TimePoint due_ = TimePoint::max();
 };

@@ -16,14 +16,15 @@ int main(int argc, char** argv) {
     app.add_option("--first", first, "the first seed; the others follow it")->capture_default_str();
     app.add_flag("--trace", tells, "tell what happens in each history");
     app.add_option("--break", broken, "an assumption that the library needs, to see that it does")
-        ->check(CLI::IsMember({"nothing", "clocks", "memory", "tokens"}))
+        ->check(CLI::IsMember({"nothing", "clocks", "memory", "tokens", "replicas"}))
         ->capture_default_str();
     CLI11_PARSE(app, argc, argv);
     using simulation::Broken;
-    const Broken how = broken == "clocks"   ? Broken::clocks
-                       : broken == "memory" ? Broken::memory
-                       : broken == "tokens" ? Broken::tokens
-                                            : Broken::nothing;
+    const Broken how = broken == "clocks"     ? Broken::clocks
+                       : broken == "memory"   ? Broken::memory
+                       : broken == "tokens"   ? Broken::tokens
+                       : broken == "replicas" ? Broken::replicas
+                                              : Broken::nothing;
     std::uint64_t grants = 0, faults = 0, events = 0, violations = 0;
     const auto started = std::chrono::steady_clock::now();
     for (std::uint64_t seed = first; seed < first + seeds; ++seed) {

@@ -62,13 +62,13 @@ inline void World::resume(Task& task, std::uint64_t sleep) {
 }
 
 inline std::shared_ptr<Wire> World::connect(const SimNode& node) {
-    const auto wire = std::make_shared<Wire>(Wire{node.client, node.server, node.server.life});
+    const auto wire = std::make_shared<Wire>(Wire{node.client, *node.server, node.server->life});
     wire->broken = node.client.dead;
     if (random_.chance(slow_)) wire->lag = random_.between(0, random_.one_of({20 * ms, 500 * ms}));
     wire->up_is_silent = random_.chance(silent_);
     wire->down_is_silent = random_.chance(silent_);
     report_.faults += wire->lag > 0 || wire->up_is_silent || wire->down_is_silent;
-    auto& wires = node.server.wires;
+    auto& wires = node.server->wires;
     std::erase_if(wires, [](const auto& one) { return one.expired(); });
     wires.push_back(wire);
     send(wire, std::nullopt);
@@ -85,7 +85,7 @@ inline Time World::delay() {
 /// A question, or the handshake.
 inline void World::send(const std::shared_ptr<Wire>& wire, std::optional<Question> question) {
     if (wire->client.dead || wire->cut || wire->up_is_silent) return;
-    if (question && random_.chance(repeated_)) repeat(*wire, *question);
+    if (question && question->kind == Kind::command && random_.chance(repeated_)) repeat(*wire, *question);
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
     wire->up = std::max(wire->up + 1, now_ + delay());
     at(wire->up, [this, wire, question = std::move(question)] { arrive(wire, question); });
@@ -109,13 +109,47 @@ inline void World::arrive(const std::shared_ptr<Wire>& wire, const std::optional
     if (wire->cut) return;
     if (!server.up || server.life != wire->life) return cut(wire);
     if (server.frozen) return server.backlog.push_back([=, this] { arrive(wire, question); });
+    if (question && question->kind == Kind::line) return stand_in_line(wire, *question);
     if (question && question->verb == Verb::release) judge(*question);
-    Answer answer = question ? server.act(*question, now_) : server.greet(now_, restart_delay_);
+    Answer answer = question && question->kind == Kind::announce ? server.announce(*question, now_)
+                    : question                                   ? server.act(*question, now_)
+                                                                 : server.greet(now_, restart_delay_);
     if (question)
         tell("server %d: client %d, verb %d of %.4s: %d, fence %llu", server.id, wire->client.id,
              static_cast<int>(question->verb), question->token.hex().data(), static_cast<int>(answer.verdict),
              static_cast<unsigned long long>(answer.fencing_token));
     if (random_.chance(reset_)) return ++report_.faults, cut(wire);
+    reply(wire, std::move(answer));
+    serve(server);
+}
+
+/// How the key stands; and then that it is the client's turn, or that his patience is over.
+inline void World::stand_in_line(const std::shared_ptr<Wire>& wire, const Question& question) {
+    Server& server = wire->server;
+    reply(wire, server.announce(question, now_));
+    server.line.push_back(wire);
+    at(now_ + std::max(question.patience.count() - 2, Time{1}) * ms, [this, wire, &server] {
+        const auto at =
+            std::find_if(server.line.begin(), server.line.end(), [&](const auto& one) { return one.lock() == wire; });
+        if (at == server.line.end() || server.frozen) return; // in time it goes on, and the client has other means
+        server.line.erase(at);
+        reply(wire, {Verdict::no, {Errc::busy, {}}, {}, true});
+    });
+    serve(server);
+}
+
+/// Whose turn it is.
+inline void World::serve(Server& server) {
+    for (; server.turn && !server.line.empty(); server.line.pop_front()) {
+        const auto wire = server.line.front().lock();
+        if (!wire || wire->cut || wire->broken || wire->client.dead || server.life != wire->life) continue;
+        server.turn = false;
+        tell("server %d: it is client %d's turn", server.id, wire->client.id);
+        reply(wire, {.verdict = Verdict::yes, .queued = true});
+    }
+}
+
+inline void World::reply(const std::shared_ptr<Wire>& wire, Answer answer) {
     if (wire->down_is_silent) return;
     wire->down = std::max(wire->down + 1, now_ + wire->lag + delay());
     at(wire->down, [this, wire, answer = std::move(answer)]() mutable {
@@ -141,11 +175,15 @@ inline void World::set_up() {
         server.id = n;
         server.clock = {random_.between(0, 3600 * s), random_.one_of({rates, -rates, 0.0})};
     }
+    if (servers_.size() > 1 && random_.chance(0.1)) servers_.front().lies = true;
+    const bool disagree = random_.chance(0.2); // on where the line is: the place depends on the servers' names
     for (int n = random_.one_of({2, 2, 3, 4}); n > 0; --n) {
         Client& client = clients_.emplace_back();
         client.id = n;
         client.clock = {random_.between(0, 3600 * s), random_.one_of({rates, -rates, 0.0})};
-        for (Server& server : servers_) client.nodes.push_back({client, server, "server " + std::to_string(server.id)});
+        const std::string as = disagree ? " of client " + std::to_string(n) : "";
+        for (Server& server : servers_)
+            client.nodes.push_back({client, &server, "server " + std::to_string(server.id) + as});
     }
     usual_delay_ = random_.one_of({100 * us, 500 * us, 3 * ms});
     if (random_.chance(0.5)) slow_ = random_.unit() * random_.one_of({0.1, 0.5});
@@ -156,6 +194,15 @@ inline void World::set_up() {
          {Trouble::standstill, Trouble::restart, Trouble::amnesia, Trouble::pause, Trouble::death})
         if (random_.chance(0.4)) troubles_.push_back(trouble);
     if (random_.chance(0.2)) restart_delay_ = Millis{longest_ttl / ms};
+    if (random_.chance(0.2)) { // either of the two is enough
+        troubles_.push_back(Trouble::failover);
+        if (restart_delay_ == Millis::zero()) replicas_ = 2;
+    }
+    if (broken_ == Broken::replicas) {
+        troubles_.assign(1, Trouble::failover);
+        restart_delay_ = Millis::zero();
+        replicas_ = 0;
+    }
     if (broken_ == Broken::memory) {
         troubles_.assign(1, Trouble::amnesia);
         restart_delay_ = Millis::zero();
@@ -166,7 +213,8 @@ inline void World::set_up() {
         troubles_.clear();
     }
     // Numbers are to rise where clocks are wrong, or where memories are lost: not where both are.
-    const bool forgetful = std::count(troubles_.begin(), troubles_.end(), Trouble::amnesia) > 0;
+    const bool loses_grants = replicas_ == 0 && std::count(troubles_.begin(), troubles_.end(), Trouble::failover) > 0;
+    const bool forgetful = loses_grants || std::count(troubles_.begin(), troubles_.end(), Trouble::amnesia) > 0;
     const Time wrong_by = forgetful ? s / 2 : 86400 * s;
     for (Server& server : servers_)
         server.wall = (1'700'000'000 * s + random_.between(-wrong_by, wrong_by) - server.clock.offset) / us;
@@ -211,6 +259,7 @@ inline void World::trouble() {
         if (std::count_if(clients_.begin(), clients_.end(), [](const Client& one) { return !one.dead; }) > 1)
             client.dead = true;
         break;
+    case Trouble::failover: fail_over(server); break;
     }
     at(now_ + random_.between(1, 2 * trouble_every_), [this] { trouble(); });
 }
@@ -223,6 +272,32 @@ inline void World::crash(Server& server, Time until) {
     for (const auto& one : std::exchange(server.wires, {}))
         if (const auto wire = one.lock()) cut(wire);
     at(until, [&server] { server.up = true; });
+}
+
+/// A replica is the primary from now on, without what it has not received. Who was it goes on until all have heard.
+inline void World::fail_over(Server& server) {
+    if (!server.up || server.successor != nullptr) return;
+    if (replicas_ == 0 && random_.chance(0.5)) server.replicated = server; // it had received all
+    Server& promoted = servers_.emplace_back();
+    promoted.id = server.id + 10;
+    promoted.clock = server.clock;
+    promoted.wall = server.wall;
+    static_cast<Memory&>(promoted) = promoted.replicated = server.replicated;
+    if (restart_delay_ > Millis::zero()) promoted.up_since = server.clock.at(now_ + 2 * to_hear_of_it);
+    server.successor = &promoted;
+    for (Client& client : clients_)
+        for (SimNode& node : client.nodes)
+            if (node.server == &server)
+                at(now_ + random_.between(0, to_hear_of_it), [this, &node, &promoted] { move(node, promoted); });
+    at(now_ + 10 * to_hear_of_it, [this, &server] { crash(server, never); });
+}
+
+/// A client has heard of it: its connections to the old primary are given up.
+inline void World::move(SimNode& node, Server& to) {
+    for (const auto& one : node.server->wires)
+        if (const auto wire = one.lock(); wire && &wire->client == &node.client) cut(wire);
+    node.server = &to;
+    if (to.successor != nullptr) at(now_, [this, &node, &to] { move(node, *to.successor); });
 }
 
 inline void World::thaw(Server& server) {
@@ -250,7 +325,8 @@ inline void World::calm_down() {
 inline void World::bury() {
     if (std::exchange(over_, true)) return;
     for (Server& server : servers_)
-        if (server.holder && server.clock.at(now_) / ms < server.ends) violated("a key is left on a server");
+        if (server.successor == nullptr && server.holder && server.clock.at(now_) / ms < server.ends)
+            violated("a key is left on a server");
     for (Task& task : tasks_)
         if (task.sleep != 0) at(now_, [this, &task, sleep = task.sleep] { resume(task, sleep); });
 }
@@ -338,6 +414,7 @@ inline void World::turn(Client& client, Quorum<SimNode>& quorum) {
     options.max_retry_delay = Millis{random_.one_of({2, 10, 50})};
     options.confirm_release = random_.chance(0.7);
     options.fencing = random_.chance(0.7);
+    options.min_replicas = replicas_;
     struct Forget {
         ~Forget() { client.lock = nullptr; }
         Client& client;
@@ -397,7 +474,7 @@ inline void World::work(Client& client, Lock& lock, const Options& options) {
 /// Whoever lives gets the lock, now that nothing is in the way.
 inline void World::last_turn(Client& client, Quorum<SimNode>& quorum) {
     for (bool locked = false; !locked && !over_;) {
-        Lock lock{quorum, "key", {.ttl = Millis{1'000}, .fencing = true}, std::defer_lock};
+        Lock lock{quorum, "key", {.ttl = Millis{1'000}, .fencing = true, .min_replicas = replicas_}, std::defer_lock};
         client.lock = &lock;
         try {
             if ((locked = lock.try_lock_for(Millis{1'000}))) granted(client, lock, true);

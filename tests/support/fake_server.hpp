@@ -6,6 +6,7 @@
 
 #include <sys/un.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -18,7 +19,8 @@ namespace test {
 /// One end of a connection as the script sees it. All calls end when the server is taken down.
 class Peer {
 public:
-    explicit Peer(int fd) : fd_{fd} {}
+    /// `is_proven`: the server's, see ReleaseForm; null: that is the script's affair.
+    explicit Peer(int fd, std::atomic<bool>* is_proven = nullptr) : fd_{fd}, is_proven_{is_proven} {}
     /// What comes until `count` bytes have come, or the other end closes.
     std::string read(std::size_t count = 1) {
         std::string all;
@@ -28,6 +30,7 @@ public:
             if (got < 0 && errno == EINTR) continue;
             if (got <= 0) break;
             all.append(bytes, static_cast<std::size_t>(got));
+            if (is_proven_ && !*is_proven_) answer_proof(all);
         }
         return all;
     }
@@ -52,14 +55,27 @@ public:
     }
 
 private:
+    /// The release that comes before the first acquire, of which scripts need not know. It is the last of what comes.
+    void answer_proof(std::string& bytes) {
+        const auto at = bytes.find("*9\r\n$4\r\nEVAL\r\n");
+        const bool is_proof = at != bytes.npos && bytes.find("$3\r\nSET\r\n") == bytes.npos;
+        if (!is_proof && bytes.find("$3\r\nSET\r\n") == bytes.npos) return;
+        *is_proven_ = true;
+        if (!is_proof) return;
+        bytes.resize(at);
+        send(":-1\r\n");
+    }
+
     int fd_;
+    std::atomic<bool>* is_proven_;
 };
 
 class FakeServer {
 public:
     using Script = std::function<void(Peer&, int nth)>;
 
-    explicit FakeServer(Script script) : script_{std::move(script)} {
+    /// `is_proven`: the script hears all that is sent, also the release before the first acquire.
+    explicit FakeServer(Script script, bool is_proven = false) : script_{std::move(script)}, is_proven_{is_proven} {
         sockaddr_un local{};
         local.sun_family = AF_UNIX;
         std::strcpy(local.sun_path, path().c_str());
@@ -115,7 +131,7 @@ private:
     }
 
     void talk(int fd, int nth) {
-        Peer peer{fd};
+        Peer peer{fd, &is_proven_};
         script_(peer, nth);
         const std::lock_guard guard{mutex_};
         std::erase(accepted_, fd);
@@ -123,6 +139,7 @@ private:
     }
 
     Script script_;
+    std::atomic<bool> is_proven_;
     TemporaryFolder folder_;
     int port_ = 0;
     mutable std::mutex mutex_;

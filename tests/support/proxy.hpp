@@ -32,6 +32,15 @@ inline std::size_t end_of_message(std::string_view bytes, std::size_t from = 0) 
     return end <= bytes.size() ? end : bytes.npos;
 }
 
+/// The same for a record of TLS. Once the handshake is over, what is written at a time is one.
+inline std::size_t end_of_record(std::string_view bytes, std::size_t from = 0) {
+    constexpr std::size_t header = 5; // its kind, the version twice, and the length of what follows
+    if (bytes.size() < from + header) return bytes.npos;
+    const auto byte = [&](std::size_t at) { return static_cast<std::size_t>(static_cast<unsigned char>(bytes[at])); };
+    const std::size_t end = from + header + byte(from + 3) * 256 + byte(from + 4);
+    return end <= bytes.size() ? end : bytes.npos;
+}
+
 class Proxy {
 public:
     using Clock = std::chrono::steady_clock;
@@ -56,26 +65,16 @@ public:
             dribble, ///< the rest passes one byte at a time
             corrupt, ///< the byte is another one
             replay,  ///< what is to pass passes twice
-            swallow, ///< the message that begins there is lost, and what comes behind it passes
+            swallow, ///< the message (or TLS's record) that begins there is lost, and what comes behind it passes
         } kind;
         Way way;
         std::size_t at;
         std::chrono::milliseconds span{0};
     };
 
-    explicit Proxy(std::string server_path) : server_path_{std::move(server_path)} {
-        listening_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        sockaddr_in address{};
-        address.sin_family = AF_INET;
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        socklen_t size = sizeof address;
-        if (::bind(listening_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listening_, 64) != 0 ||
-            ::getsockname(listening_, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
-            ::pipe2(wake_, O_CLOEXEC) != 0)
-            throw std::runtime_error{"no proxy"};
-        port_ = ntohs(address.sin_port);
-        thread_ = std::thread{[this] { run(); }};
-    }
+    explicit Proxy(std::string server_path) : Proxy{std::move(server_path), 0} {}
+    /// Where REDISLOCK_TEST_TLS is set it stands before the server's port for TLS, and knows no more than the records.
+    explicit Proxy(const RedisServer& server) : Proxy{server.socket_path(), server.tls_port()} {}
     Proxy(const Proxy&) = delete;
     Proxy& operator=(const Proxy&) = delete;
     ~Proxy() {
@@ -89,8 +88,9 @@ public:
     }
 
     std::string uri(const std::string& user_info = {}) const {
-        return "redis://" + user_info + "127.0.0.1:" + std::to_string(port_);
+        return (is_tls() ? "rediss://" : "redis://") + user_info + "127.0.0.1:" + std::to_string(port_);
     }
+    bool is_tls() const { return tls_port_ != 0; }
 
     /// Counts from here. There is one fault at a time, and it strikes once.
     void strike_at(Fault fault) {
@@ -118,12 +118,12 @@ public:
         const std::lock_guard guard{mutex_};
         record_.emplace();
     }
-    /// Where each message begins in what was written down, and where the last one ends.
+    /// Where each message (over TLS: each record) begins in what was written down, and where the last one ends.
     std::vector<std::size_t> boundaries(Way way) const {
         const std::lock_guard guard{mutex_};
         const std::string& bytes = record_.value()[static_cast<std::size_t>(way)];
         std::vector<std::size_t> all{0};
-        while (all.back() < bytes.size()) all.push_back(std::min(end_of_message(bytes, all.back()), bytes.size()));
+        while (all.back() < bytes.size()) all.push_back(std::min(end_of_one(bytes, all.back()), bytes.size()));
         return all;
     }
 
@@ -163,9 +163,24 @@ public:
     }
 
 private:
+    Proxy(std::string server_path, int tls_port) : server_path_{std::move(server_path)}, tls_port_{tls_port} {
+        listening_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t size = sizeof address;
+        if (::bind(listening_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listening_, 64) != 0 ||
+            ::getsockname(listening_, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+            ::pipe2(wake_, O_CLOEXEC) != 0)
+            throw std::runtime_error{"no proxy"};
+        port_ = ntohs(address.sin_port);
+        thread_ = std::thread{[this] { run(); }};
+    }
+
     struct Link {
         int ends[2]; ///< the client's, from which bytes go up, and the server's
         Mode mode;
+        bool connects = false; ///< to the server, as yet: nothing passes
         bool over = false, politely = false;
         bool dribbles[2] = {};                ///< by the way
         bool ended[2] = {};                   ///< nothing more is to come that way, but the other may go on
@@ -202,7 +217,9 @@ private:
                     for (const int way : {0, 1}) {
                         const bool is_late = !link.late[way].empty();
                         if (is_late) next = std::min(next, link.late_until[way]);
-                        entries.push_back({is_late || link.ended[way] ? -1 : link.ends[way], POLLIN, 0});
+                        const bool is_left = is_late || link.ended[way] || (link.connects && way == 0);
+                        const short awaited = link.connects ? POLLOUT : POLLIN;
+                        entries.push_back({is_left ? -1 : link.ends[way], awaited, 0});
                     }
             }
             if (::poll(entries.data(), entries.size(), timeout(next)) < 0) continue;
@@ -214,7 +231,7 @@ private:
             for (Link& link : links_) {
                 for (const int way : {0, 1}) {
                     if (link.late_until[way] <= now) write(link, way, std::exchange(link.late[way], {}));
-                    if ((entry++)->revents != 0) pass(link, way);
+                    if ((entry++)->revents != 0 && !std::exchange(link.connects, false)) pass(link, way);
                 }
                 if (link.over) end(link);
             }
@@ -232,18 +249,35 @@ private:
     void accept() {
         const int client = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC);
         if (client < 0) return;
-        // A stopped server's backlog may be full: nobody waits for it here.
-        const int server = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        sockaddr_un address{};
-        address.sun_family = AF_UNIX;
-        std::strncpy(address.sun_path, server_path_.c_str(), sizeof address.sun_path - 1);
         const int at_once = 1;
         ::setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &at_once, sizeof at_once);
-        Link link{{client, server}, mode_};
-        if (::connect(server, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0)
+        Link link{{client, -1}, mode_};
+        if (connect(link))
             links_.push_back(link);
         else
             end(link);
+    }
+
+    /// A stopped server's backlog may be full: nobody waits for it here.
+    bool connect(Link& link) const {
+        sockaddr_un path{};
+        path.sun_family = AF_UNIX;
+        std::strncpy(path.sun_path, server_path_.c_str(), sizeof path.sun_path - 1);
+        sockaddr_in port{};
+        port.sin_family = AF_INET;
+        port.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        port.sin_port = htons(static_cast<std::uint16_t>(tls_port_));
+        const auto* address = is_tls() ? reinterpret_cast<sockaddr*>(&port) : reinterpret_cast<sockaddr*>(&path);
+        const auto size = static_cast<socklen_t>(is_tls() ? sizeof port : sizeof path);
+        const int server = ::socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), at_once = 1;
+        if (is_tls()) ::setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &at_once, sizeof at_once);
+        link.ends[1] = server;
+        if (::connect(server, address, size) == 0) return true;
+        return link.connects = errno == EINPROGRESS;
+    }
+
+    std::size_t end_of_one(std::string_view bytes, std::size_t from = 0) const {
+        return is_tls() ? end_of_record(bytes, from) : end_of_message(bytes, from);
     }
 
     void pass(Link& link, int way) {
@@ -288,7 +322,7 @@ private:
         case Fault::Kind::reset: link.over = true; return;
         case Fault::Kind::stall: return keep(link, way, rest, Clock::time_point::max());
         case Fault::Kind::delay: return keep(link, way, rest, Clock::now() + fault.span);
-        case Fault::Kind::swallow: rest.erase(0, end_of_message(rest)); break;
+        case Fault::Kind::swallow: rest.erase(0, end_of_one(rest)); break;
         case Fault::Kind::dribble: link.dribbles[way] = true; break;
         case Fault::Kind::corrupt: rest[0] = static_cast<char>(rest[0] ^ 0x15); break;
         case Fault::Kind::replay: rest += rest; break;
@@ -316,6 +350,7 @@ private:
     }
 
     const std::string server_path_;
+    const int tls_port_; ///< 0: it goes by the path
     int listening_ = -1, port_ = 0, wake_[2] = {-1, -1};
     int queued_[3] = {-1, -1, -1};
     bool accepts_ = true;

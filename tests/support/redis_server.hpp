@@ -2,6 +2,8 @@
 /// with the process that started it. It speaks to its server through plain hiredis, not through what is under test.
 #pragma once
 
+#include "certificates.hpp"
+
 #include <hiredis/hiredis.h>
 
 #include <arpa/inet.h>
@@ -16,7 +18,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
-#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -38,25 +40,6 @@ inline int free_port() {
     return ntohs(address.sin_port);
 }
 
-class TemporaryFolder {
-public:
-    TemporaryFolder() {
-        std::string name = std::filesystem::temp_directory_path() / "redislock-XXXXXX";
-        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error{"no temporary folder: " + name};
-        path_ = name;
-    }
-    TemporaryFolder(const TemporaryFolder&) = delete;
-    TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-    ~TemporaryFolder() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
-    }
-    const std::filesystem::path& path() const { return path_; }
-
-private:
-    std::filesystem::path path_;
-};
-
 using Reply = std::unique_ptr<redisReply, decltype(&::freeReplyObject)>;
 
 class RedisServer {
@@ -66,20 +49,37 @@ public:
         : extra_{std::move(extra)}, environment_{std::move(environment)} {
         start();
     }
+
+    /// One that watches over others, as its configuration says.
+    struct Sentinel {
+        std::string configuration;
+    };
+    explicit RedisServer(const Sentinel& sentinel) : is_sentinel_{true} {
+        std::ofstream{configuration()} << sentinel.configuration;
+        start();
+    }
     RedisServer(const RedisServer&) = delete;
     RedisServer& operator=(const RedisServer&) = delete;
     ~RedisServer() { kill(); }
 
     std::string socket_path() const { return folder_.path() / "redis.sock"; }
-    std::string unix_uri() const { return "unix://" + socket_path(); }
-    std::string tcp_uri() const { return "redis://127.0.0.1:" + std::to_string(port_); }
+    /// Where REDISLOCK_TEST_TLS is set, which is for running tests of other things over TLS, both are the port for
+    /// that.
+    std::string unix_uri(unsigned db = 0) const {
+        if (is_tls()) return tls_uri() + "/" + std::to_string(db);
+        return "unix://" + socket_path() + (db == 0 ? "" : "?db=" + std::to_string(db));
+    }
+    std::string tcp_uri() const { return is_tls() ? tls_uri() : "redis://127.0.0.1:" + std::to_string(port_); }
+    static bool is_tls() { return std::getenv("REDISLOCK_TEST_TLS") != nullptr; }
     int port() const { return port_; }
+    int tls_port() const { return tls_port_; } ///< 0 where it has none
     pid_t pid() const { return pid_; }
 
     /// Returns when it accepts connections, whatever it may still be loading.
     void start() {
         for (int tries = 0; tries < 5 && pid_ == 0; ++tries) {
             if (port_ == 0 || tries > 0) port_ = free_port();
+            if (tries > 0) tls_port_ = 0;
             launch();
         }
         if (pid_ == 0) throw std::runtime_error{"redis-server does not start; is it installed?\n" + log_};
@@ -102,6 +102,7 @@ public:
 
     /// As an operator would, by hand.
     Reply command(const std::vector<std::string>& words) {
+        if (admin_ && is_hung_up()) admin_.reset();
         if (!admin_) admin_.reset(::redisConnectUnix(socket_path().c_str()));
         std::vector<const char*> texts;
         std::vector<std::size_t> sizes;
@@ -135,15 +136,37 @@ public:
     }
 
 private:
+    std::string tls_uri() const { return "rediss://127.0.0.1:" + std::to_string(tls_port_); }
+
+    /// One for all servers of this process, which OpenSSL is told to trust.
+    static const Certificates& certificates() {
+        static const Certificates all{{"server"}};
+        ::setenv("SSL_CERT_FILE", all.file("ca.pem").c_str(), 1);
+        return all;
+    }
+
+    /// As a primary does with all when it becomes a replica.
+    bool is_hung_up() const {
+        char byte;
+        return ::recv(admin_->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    }
+
+    std::string configuration() const { return folder_.path() / "redis.conf"; }
+
     void launch() {
         int pipe[2];
         if (::pipe2(pipe, O_CLOEXEC) != 0) throw std::runtime_error{"pipe"};
         const char* program = std::getenv("REDIS_SERVER"); // another one, that understands the same
-        std::vector<std::string> words{program ? program : "redis-server", "--port", std::to_string(port_)};
-        words.insert(words.end(), {"--bind", "127.0.0.1"});
+        std::vector<std::string> words{program ? program : "redis-server"};
+        if (is_sentinel_) words.insert(words.end(), {configuration(), "--sentinel"});
+        words.insert(words.end(), {"--port", std::to_string(port_), "--bind", "127.0.0.1"});
         for (const char* word : {"--save", "", "--appendonly", "no", "--unixsocket"}) words.push_back(word);
         words.push_back(socket_path());
         words.insert(words.end(), {"--dir", folder_.path()});
+        if (is_tls() && !is_sentinel_) { // whose configuration says it
+            if (tls_port_ == 0) tls_port_ = free_port();
+            for (std::string& word : certificates().at_port(tls_port_, "server")) words.push_back(std::move(word));
+        }
         words.insert(words.end(), extra_.begin(), extra_.end());
         std::vector<char*> arguments;
         for (std::string& word : words) arguments.push_back(word.data());
@@ -162,24 +185,29 @@ private:
         ::close(pipe[1]);
         log_.clear();
         char bytes[4096];
-        for (ssize_t got = 1; got > 0 && log_.find("eady to accept connections") == log_.npos;) {
+        const char* const ready = is_sentinel_ ? "Sentinel ID is" : "eady to accept connections";
+        for (ssize_t got = 1; got > 0 && log_.find(ready) == log_.npos;) {
             got = ::read(pipe[0], bytes, sizeof bytes);
             if (got > 0) log_.append(bytes, static_cast<std::size_t>(got));
         }
         ::close(pipe[0]);
-        if (log_.find("eady to accept connections") == log_.npos) kill();
+        if (log_.find(ready) == log_.npos) kill();
     }
 
     struct Disconnect {
         void operator()(redisContext* context) const { ::redisFree(context); }
     };
 
+    const bool is_sentinel_ = false;
     std::vector<std::string> extra_, environment_;
     TemporaryFolder folder_;
-    int port_ = 0;
+    int port_ = 0, tls_port_ = 0;
     pid_t pid_ = 0;
     std::string log_;
     std::unique_ptr<redisContext, Disconnect> admin_;
 };
+
+/// Whether a test is over, since what it is about does not hold for TLS: the reason is for its readers.
+inline bool is_over_tls(const char* /*reason*/) { return RedisServer::is_tls(); }
 
 } // namespace test

@@ -51,6 +51,8 @@ need_to_build() {
     need cmake command -v cmake
     need make command -v make
     need libhiredis-dev has_header hiredis/hiredis.h
+    need libssl-dev has_header openssl/ssl.h
+    need openssl command -v openssl
     need libcli11-dev has_header CLI/CLI.hpp
     need redis-server command -v redis-server
 }

@@ -2,9 +2,8 @@
 /// the library's answer to them.
 #pragma once
 
+#include "blocking_connection.hpp"
 #include "redis_server.hpp"
-
-#include <redislock/detail/net/connection.hpp>
 
 #include <sys/time.h>
 
@@ -47,8 +46,8 @@ public:
         ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
         uri_ = "redis://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
         using namespace redislock;
-        for (detail::Connection& connection : inside_)
-            connection.open(detail::resolve(Address::parse(uri_)), later(detail::now(), Millis{20}));
+        for (BlockingConnection& connection : inside_)
+            connection.open(detail::resolve(Address::parse(uri_)).front(), later(detail::now(), Millis{20}));
     }
     BlackHole(const BlackHole&) = delete;
     BlackHole& operator=(const BlackHole&) = delete;
@@ -59,11 +58,16 @@ public:
 private:
     int fd_;
     std::string uri_;
-    std::vector<redislock::detail::Connection> inside_{3};
+    std::vector<BlockingConnection> inside_{3};
 };
 
 inline std::size_t open_descriptors(const std::string& process = "self") {
     const std::filesystem::directory_iterator entries{"/proc/" + process + "/fd"};
+    return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
+}
+
+inline std::size_t threads() {
+    const std::filesystem::directory_iterator entries{"/proc/self/task"};
     return static_cast<std::size_t>(std::distance(begin(entries), end(entries)));
 }
 

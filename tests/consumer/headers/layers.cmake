@@ -4,15 +4,15 @@
 # The layers, the lowest first. A header is of the last layer whose name its path begins with.
 set(layers
     "errors detail/system/ token outcome"
-    "options observer uri"
+    "options observer uri redis_options"
     "detail/lease/ backend"
     "detail/protocol/"
     "detail/net/"
     "detail/renewal/"
-    "redis quorum memory inspect"
-    "lock"
-    "redislock")
-set(not_on_the_front_page "")
+    "redis quorum memory inspect tls"
+    "lock check"
+    "cluster redislock")
+set(not_on_the_front_page cluster.hpp)
 
 cmake_minimum_required(VERSION 3.22)
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/*.hpp")

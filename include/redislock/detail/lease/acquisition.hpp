@@ -25,7 +25,7 @@ namespace redislock::detail {
 /// | any      | the last word is near, none was seen      |          | failed: the trouble                         |
 ///
 /// A waiting question has patience: it may stand in line. The first one has it where the last grant had to be waited
-/// for.
+/// for, or somebody was in line when the key was released last.
 class Acquisition {
 public:
     Acquisition(const Options& options, RoundTrip& round_trip, bool expects_to_wait, TimePoint started,

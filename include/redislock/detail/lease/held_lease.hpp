@@ -1,30 +1,25 @@
 /// A lease in the hands of its holder, as the guard and the worker that renews it share it: when to renew it, when it
-/// is lost, and whom to tell; or what is left of a lease, for the worker to release. It asks nobody and waits for
-/// nothing: time and answers come in as arguments. tests/renewal_test.cpp goes red if it is wrong.
+/// is lost, and whom to tell. tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "../../observer.hpp"
 #include "lease.hpp"
+#include "worker_task.hpp"
 
 #include <memory>
 #include <mutex>
-#include <stop_token>
 
 namespace redislock::detail {
 
 /// Between keep() and drop() the guard shares it with a renewer, and the lease is only to be touched under the mutex;
 /// else it is the guard's alone. The methods lock the mutex themselves.
-class HeldLease {
+class HeldLease : public WorkerTask {
 public:
     HeldLease(std::string what, const Options& how) : key{std::move(what)}, options{how}, lease{how} {}
-    HeldLease(const HeldLease&) = delete;
-    HeldLease& operator=(const HeldLease&) = delete;
 
     const std::string key;
     const Options options;
     mutable std::mutex mutex{};
     Lease lease;
-    TimePoint due{}; ///< when the renewer comes back to it: his own note
 
     /// The one place where a lock's requests are made.
     Request request(Verb verb, const Token& token, Millis ttl, const Deadline& deadline) const {
@@ -35,50 +30,23 @@ public:
         return request;
     }
 
-    /// What the worker is to do now, and when to come back.
-    struct Step {
-        enum class Act { nothing, ask, tell };
-        Act act;
-        TimePoint next;
-        Token token{};                               ///< to ask for: see worker_request()
-        TimePoint deadline{};                        ///< of its answer; or of telling: the end of the lease
-        Loss why = Loss::expired;                    ///< to tell
-        std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
-    };
+    /// At least `ttl`, and so long that the key does not end before the lease: for servers that set what is left, and
+    /// do not look whether that is less than before.
+    Millis covering(Millis ttl, const Lease& held, TimePoint now) const noexcept {
+        const std::chrono::duration<double, std::milli> left = held.end() - now + Millis{3};
+        return std::max(ttl, std::chrono::ceil<Millis>(left / (1 - options.drift)));
+    }
 
     /// A lease that is held, and was asked for at `asked`, is shared from now on. Returns when to come first.
     TimePoint keep(TimePoint asked) noexcept {
         const std::lock_guard guard{mutex};
         kept_ = true;
+        latest(asked);
         asking_ = told_ = false;
         sooner_ = {};
         renew_at_ = options.renew ? asked + third() : TimePoint::max();
         give_up_ = options.max_hold ? later(asked, *options.max_hold) : TimePoint::max();
         return next();
-    }
-
-    /// In place of keep(): the lease is not held any more, and its release was not answered. The worker asks for it
-    /// again until it is, or until the key is gone by itself. Nobody else has a part in it.
-    void release_later(Request release, TimePoint gone_by) {
-        pending_release_ = std::move(release);
-        pending_release_->wants_answer = true;
-        kept_ = true;
-        give_up_ = gone_by;
-    }
-    bool is_pending_release() const noexcept { return pending_release_.has_value(); }
-
-    /// Nobody has tried yet to release what was left behind.
-    bool is_untried() const noexcept {
-        const std::lock_guard guard{mutex};
-        return is_pending_release() && !was_tried_;
-    }
-
-    /// What Step::Act::ask asks for.
-    Request worker_request(const Token& token, TimePoint deadline) const {
-        if (!pending_release_) return request(Verb::extend, token, options.ttl, deadline);
-        Request release = *pending_release_;
-        release.deadline = deadline;
-        return release;
     }
 
     /// The lease is the guard's alone again, and what is answered later makes no difference. What was lost() before is
@@ -119,11 +87,10 @@ public:
         return lease.held(latest(now)) ? lease.token() : Token{};
     }
 
-    Step step(TimePoint time) noexcept {
+    Step step(TimePoint time) noexcept override {
         const std::lock_guard guard{mutex};
         if (!kept_ || told_) return {Step::Act::nothing, TimePoint::max()};
         const TimePoint now = latest(time), end = lease.end();
-        if (is_pending_release()) return step_of_release(now);
         if (now >= last_call()) lease.cut_short(now);
         if (!lease.held(now) || now >= give_up_) {
             told_ = true;
@@ -137,28 +104,35 @@ public:
         return {Step::Act::ask, next(), lease.token(), deadline};
     }
 
-    /// What became of it.
-    struct Renewed {
-        TimePoint next;           ///< when to come back: at once, if the lease is lost
-        bool confirmed;           ///< it was extended
-        TimePoint::duration left; ///< of the lease as it had been
-    };
-
-    /// What was asked for with this token, at `asked`, was answered. Nothing, if it was another lease's.
-    std::optional<Renewed> answered(const Token& token, const Answer& answer, TimePoint asked,
-                                    TimePoint time) noexcept {
+    /// An extension.
+    Request worker_request(const Token& token, TimePoint deadline) const override {
         const std::lock_guard guard{mutex};
-        if (!kept_ || token != (pending_release_ ? pending_release_->token : lease.token())) return std::nullopt;
+        return request(Verb::extend, token, covering(options.ttl, lease, latest_), deadline);
+    }
+
+    /// WAIT blocks everything behind it.
+    unsigned channel_group() const noexcept override { return options.min_replicas; }
+
+    std::optional<Progress> answered(const Token& token, const Answer& answer, TimePoint asked,
+                                     TimePoint time) noexcept override {
+        const std::lock_guard guard{mutex};
+        if (!kept_ || token != lease.token()) return std::nullopt;
         const TimePoint now = latest(time);
         asking_ = false;
-        if (is_pending_release()) return Renewed{release_again(answer, now), false, TimePoint::duration::zero()};
         const TimePoint::duration left = lease.end() - now;
         const Outcome outcome = lease.extended(answer, asked, options.ttl, now);
-        if (!lease.held(now)) return Renewed{now, false, TimePoint::duration::zero()};
+        if (!lease.held(now)) return Progress{now};
         const auto pause = std::max<TimePoint::duration>(left / 16, Millis{1}); // ever shorter to the end
         const bool confirmed = outcome == Outcome::confirmed;
         renew_at_ = confirmed ? asked + third() : now + pause + slack();
-        return Renewed{next(), confirmed, left};
+        return Progress{next(), confirmed, left};
+    }
+
+    /// It is renewed, where that is wanted; else nothing is asked before its end.
+    TimePoint ask_anew(TimePoint time) noexcept override {
+        const std::lock_guard guard{mutex};
+        if (kept_ && options.renew) renew_at_ = std::min(renew_at_, latest(time));
+        return kept_ ? next() : TimePoint::max();
     }
 
     /// The holder's own extension of the lease with this token, to `ttl`.
@@ -181,12 +155,11 @@ public:
         const std::lock_guard guard{mutex};
         lost_.reset();
     }
-    bool has_listeners() const noexcept {
+    bool has_listeners() const noexcept override {
         const std::lock_guard guard{mutex};
-        return !pending_release_ && (lost_ || (options.observer && options.observer->lost));
+        return lost_ || (options.observer && options.observer->lost);
     }
-    /// So many others may be lost at the same time, and each has to be told. Returns when to come back at the latest.
-    TimePoint make_room(std::size_t others) noexcept {
+    TimePoint make_room(std::size_t others) noexcept override {
         const std::lock_guard guard{mutex};
         sooner_ = others * std::chrono::microseconds{20};
         return next();
@@ -202,21 +175,27 @@ public:
         return !lease.held(latest(now)) || (kept_ && latest_ >= give_up_);
     }
 
-    /// For the observer: what became of an extension, or that the lease was lost. Outside the mutex, as all of them.
+    /// For the observer, outside the mutex, as all that is told.
     void tell_renewed(TimePoint::duration round_trip, TimePoint::duration left) const noexcept {
         detail::tell(options.observer, &Observer::renewed, {key, round_trip, left});
     }
-    void tell(const Renewed& renewed, const Answer& answer, TimePoint::duration round_trip) const noexcept {
-        if (is_pending_release()) return; // the outcome of its release has been told
-        if (renewed.confirmed) return tell_renewed(round_trip, renewed.left);
+    void tell(const Progress& progress, const Answer& answer, TimePoint::duration round_trip) const noexcept override {
+        if (progress.confirmed) return tell_renewed(round_trip, progress.left);
         const std::error_code why =
             answer.why ? answer.why.code : make_error_code(Errc::timed_out); // a yes was too late
-        detail::tell(options.observer, &Observer::not_renewed, {key, why, renewed.left});
+        detail::tell(options.observer, &Observer::not_renewed, {key, why, progress.left});
     }
-    void tell_lost(Loss why) const noexcept { detail::tell(options.observer, &Observer::lost, {key, why}); }
+    void tell_lost(Loss why) const noexcept override { detail::tell(options.observer, &Observer::lost, {key, why}); }
+    void tell_votes(unsigned votes, unsigned servers) const noexcept override {
+        detail::tell(options.observer, &Observer::voted, {key, votes, servers});
+    }
+    void tell_server(std::string_view server, std::error_code why) const noexcept override {
+        detail::tell(options.observer, &Observer::server, {key, server, why});
+    }
 
-    /// By how much a renewal may be early, so that many travel together.
-    TimePoint::duration slack() const noexcept { return std::min<TimePoint::duration>(third() / 10, Millis{1'000}); }
+    TimePoint::duration slack() const noexcept override {
+        return std::min<TimePoint::duration>(third() / 10, Millis{1'000});
+    }
 
 private:
     /// A time that was read before the mutex was waited for may be older than one by which the lease was judged
@@ -232,25 +211,6 @@ private:
         return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
     }
 
-    Step step_of_release(TimePoint now) noexcept {
-        if (now >= give_up_) return {Step::Act::nothing, TimePoint::max()};
-        if (now < (asking_ ? ask_again_ : renew_at_)) return {Step::Act::nothing, next()};
-        asking_ = true;
-        ask_again_ = later(now, std::max(options.effective_request_timeout(), Millis{1'000})); // nobody waits for it
-        return {Step::Act::ask, next(), pending_release_->token, ask_again_};
-    }
-
-    /// When, and never if it is answered. The pause doubles; so that not all clients of a server that comes back ask at
-    /// once, it is cut by what the clock's last digits say.
-    TimePoint release_again(const Answer& answer, TimePoint now) noexcept {
-        constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
-        was_tried_ = true;
-        if (!answer.is_trouble()) return give_up_ = now;
-        pause_ = std::clamp(2 * pause_, least, longest);
-        renew_at_ = now + pause_ / 2 + TimePoint::duration{now.time_since_epoch() % (pause_ / 2)};
-        return next();
-    }
-
     /// When a lease that was not extended is given up: so long before its end that threads which have to wait for a
     /// processor still hear of it in time.
     TimePoint last_call() const noexcept {
@@ -258,10 +218,7 @@ private:
         return lease.end() - std::min(std::min<TimePoint::duration>(usable / 16, Millis{4}) + sooner_, usable / 8);
     }
 
-    TimePoint next() const noexcept {
-        const TimePoint end = is_pending_release() ? give_up_ : std::min(last_call(), give_up_);
-        return std::min(end, asking_ ? ask_again_ : renew_at_);
-    }
+    TimePoint next() const noexcept { return std::min({last_call(), give_up_, asking_ ? ask_again_ : renew_at_}); }
 
     bool kept_ = false;
     bool asking_ = false; ///< an extension is under way
@@ -270,9 +227,6 @@ private:
     mutable TimePoint latest_{};
     TimePoint renew_at_{}, give_up_{};
     TimePoint ask_again_{}; ///< by then an extension under way has been answered, or was never sent, for want of memory
-    TimePoint::duration pause_{}; ///< before a release is asked for again
-    std::optional<Request> pending_release_{};
-    bool was_tried_ = false;
     std::optional<std::stop_source> lost_{};
 };
 

@@ -81,7 +81,8 @@ public:
         nodes_ = all_nodes;
     }
 
-    /// Before a grant that had to be waited for is judged: an extension to `ttl`, asked at `asked`, has been confirmed.
+    /// Before a grant that had to be waited for is judged: the key itself was not asked for before `asked`, or an
+    /// extension to `ttl`, asked then, has been confirmed.
     void ask_anew(TimePoint asked, Millis ttl) noexcept { end_ = usable_end(asked, ttl); }
 
     /// The acquire was answered. A grant whose end has passed already is not one.

@@ -6,6 +6,8 @@
 #include "../system/timers.hpp"
 #include "acquisition.hpp"
 #include "backoff.hpp"
+#include "held_lease.hpp"
+#include "pending_release.hpp"
 
 namespace redislock::detail {
 
@@ -23,7 +25,7 @@ public:
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         using Act = Acquisition::Step::Act;
         const StopSignal signal{stop};
-        Acquisition acquisition{options, round_trip_, had_to_wait_, started, give_up};
+        Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(), started, give_up};
         Backoff backoff{backend, options.max_retry_delay};
         for (unsigned attempts = 1; !stop.stop_requested(); ++attempts) {
             const auto [deadline, patience] = acquisition.ask(backend.now());
@@ -64,9 +66,9 @@ public:
         const TimePoint asked = backend.now();
         longest_ = std::max(longest_, later(asked, ttl + options.effective_request_timeout()));
         const TimePoint deadline = std::min(was.end(), asked + options.effective_request_timeout());
-        const Outcome outcome = insist(extension(was.token(), ttl, deadline), [&](const Answer& answer) {
-            return extended(was.token(), answer, asked, ttl, backend.now());
-        });
+        const Outcome outcome =
+            insist(extension(was.token(), covering(ttl, was, asked), deadline),
+                   [&](const Answer& answer) { return extended(was.token(), answer, asked, ttl, backend.now()); });
         const TimePoint now = backend.now();
         if (outcome == Outcome::confirmed) tell_renewed(now - asked, was.end() - now);
         return outcome;
@@ -97,6 +99,11 @@ public:
     }
 
 private:
+    bool is_contended() const {
+        if constexpr (requires { backend.is_contended(key); }) return backend.is_contended(key);
+        return false;
+    }
+
     /// With the lease's own token.
     Request request(Verb verb, const Deadline& deadline) const {
         Request request = HeldLease::request(verb, lease.token(), options.ttl, deadline);
@@ -139,7 +146,8 @@ private:
         Answer answer = backend.ask(question);
         if (answer.verdict == Verdict::yes) granted_ = question.token;
         had_to_wait_ = answer.queued && answer.holder_left != Millis::zero();
-        const bool aged = backend.now() - asked > options.ttl / 10;
+        if (answer.asked) lease.ask_anew(*answer.asked, options.ttl);
+        const bool aged = backend.now() - answer.asked.value_or(asked) > options.ttl / 10;
         if (answer.verdict == Verdict::yes && answer.queued && aged && !made_young(deadline))
             answer = {Verdict::no, {Errc::busy, {}}, {}, true};
         lease.answered(answer, backend.now());
@@ -180,9 +188,8 @@ private:
         const Token token = release.token;
         if (handed_over_ == token) return;
         const TimePoint now = backend.now();
-        const auto rest = std::make_shared<HeldLease>(key, options);
-        rest->release_later(std::move(release), std::max({lease.end(), later(now, options.ttl), longest_}));
-        backend.keep(rest, now);
+        const TimePoint gone_by = std::max({lease.end(), later(now, options.ttl), longest_});
+        backend.keep(std::make_shared<PendingRelease>(std::move(release), options, gone_by), now);
         handed_over_ = token;
     } catch (...) {
     }

@@ -41,6 +41,9 @@ struct Request {
     /// the holder has left.
     Millis patience{0};
 
+    /// Whether that is worth a place in line: a few ms are lost to rounding.
+    bool can_wait() const noexcept { return patience >= Millis{5}; }
+
     /// Acquire: while it's waiting, how often to look whether the key is still held, and the place still there.
     Millis recheck{500};
 
@@ -62,6 +65,10 @@ struct Request {
     /// known to be silent.
     Nodes nodes = all_nodes;
 
+    /// Of a release: false: nobody in line is to be told of it. It takes back what is worth nothing to the next one
+    /// either.
+    bool hands_on = true;
+
     /// Of an acquire or an extension: how many replicas must have it by half of the time left, and `recheck`. If fewer
     /// have, a grant is undone, and an extension unknown.
     unsigned replicas = 0;
@@ -73,6 +80,9 @@ struct Request {
 
     /// Extend: numbers from now on are to be greater than this one.
     std::uint64_t fencing_token = 0;
+
+    /// To the node of a cluster that is about to get the key's slot, and serves who says ASKING before each command.
+    bool asking = false;
 };
 
 /// What a backend says to a Request.
@@ -86,7 +96,8 @@ struct Answer {
     std::uint64_t fencing_token =
         0;                   ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
     Nodes nodes = all_nodes; ///< acquire: who has the key now, or may have it yet
-    bool was_held = false;   ///< acquire: it waited, and saw that somebody had the key. Also beside an unknown
+    std::optional<TimePoint> asked{}; ///< acquire: when the key itself was asked for, after a turn was waited for
+    bool was_held = false;            ///< acquire: it waited, and saw that somebody had the key. Also beside an unknown
 
     /// The key is held, by whatever it may be.
     bool is_busy() const noexcept { return verdict == Verdict::no && (why.code == Errc::busy || never_ends()); }
@@ -109,6 +120,9 @@ struct Answer {
         if (verdict != Verdict::no || why.code.category() != category()) return verdict == Verdict::unknown && why;
         switch (static_cast<Errc>(why.code.value())) {
         case Errc::unreachable:
+        case Errc::unresolved:
+        case Errc::no_sentinel:
+        case Errc::no_service:
         case Errc::disconnected:
         case Errc::protocol_error:
         case Errc::timed_out:

@@ -69,6 +69,10 @@ public:
                 no_majority(heard - yes_ - busy_ - expired_ - stolen_, nodes_, trouble_)};
     }
 
+    /// How many have said yes; and whether all have answered, or will not.
+    unsigned votes() const noexcept { return yes_; }
+    bool is_complete() const noexcept { return counted_ == nodes_; }
+
     /// Whether a majority has said the number that is the grant's.
     bool agrees_on_fencing_token() const noexcept { return agreeing_ >= majority_; }
 

@@ -1,42 +1,36 @@
-/// One connection to a server, and the exchanges that are under way on it. It connects, introduces itself, sends,
-/// receives and fails; it never waits. What is asked and what replies mean the exchanges know. tests/session_test.cpp
-/// and tests/wire_test.cpp go red if it is wrong.
+/// One connection to a server, and the exchanges that are under way on it. It opens itself, sends, receives and fails;
+/// it never waits. What is asked and what replies mean the exchanges know. tests/session_test.cpp and
+/// tests/wire_test.cpp go red if it is wrong.
 #pragma once
 
+#include "../protocol/asking_exchange.hpp"
 #include "../protocol/exchange_queue.hpp"
-#include "server.hpp"
+#include "../system/spin_wait.hpp"
+#include "connector.hpp"
 
 namespace redislock::detail {
 
-/// Opens itself when there is something to send, and again after a failure, with the server's next address. Not
-/// thread-safe.
-///
-/// | phase      | event                                  | next       |
-/// |------------|----------------------------------------|------------|
-/// | closed     | there is something to send             | connecting |
-/// | connecting | connected                              | handshake   |
-/// | connecting, handshake | failed, or its time is up; there is another address | connecting |
-/// | handshake   | all replies of the handshake have come | ready      |
-/// | any        | failed; an answer is overdue           | closed     |
+/// Opens itself when there is something to send, and again after a failure: see Connector. Not thread-safe.
 class Channel {
 public:
     /// `knows_scripts`: they are called by their names from the first time on. Where the server does not know one, that
     /// costs another way to and fro; else its first use on each connection is sent in full, which costs the server
     /// more.
-    explicit Channel(const Server& server, bool knows_scripts = false) : server_{server}, queue_{knows_scripts} {}
+    explicit Channel(const Server& server, bool knows_scripts = false)
+        : server_{server}, queue_{knows_scripts, server.release} {}
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
 
     /// When to come back even if nothing has arrived by then, for the next answer may be overdue.
     TimePoint due() const noexcept {
         if (owed() == 0) return TimePoint::max();
-        if (is_pausing_ || (phase_ == Phase::ready && queue_.has_unsent())) return TimePoint{};
-        return is_opening() && tried_ < server_.endpoints.size() ? std::min(queue_.due(), open_by_) : queue_.due();
+        if (is_pausing_ || (is_ready() && queue_.has_unsent())) return TimePoint{};
+        return std::min({queue_.due(), watch_at_, is_opening() ? connector_.until() : TimePoint::max()});
     }
 
-    bool is_closed() const noexcept { return phase_ == Phase::closed; }
-    bool is_ready() const noexcept { return phase_ == Phase::ready; }
-    bool is_opening() const noexcept { return phase_ == Phase::connecting || phase_ == Phase::handshake; }
+    bool is_closed() const noexcept { return connector_.phase() == Connector::Phase::closed; }
+    bool is_ready() const noexcept { return connector_.phase() == Connector::Phase::ready; }
+    bool is_opening() const noexcept { return connector_.is_opening(); }
 
     /// Whether it was closed by the other end, or for its silence.
     bool has_died() const noexcept { return is_closed() && was_heard_ && !is_given_up_; }
@@ -51,8 +45,11 @@ public:
     bool owes_an_acquire() const noexcept { return queue_.owes_an_acquire(); }
     bool owes_an_acquire(const Token& token) const noexcept { return queue_.owes_an_acquire(token); }
 
+    /// Whether what it was given is on its way, or has come to nothing.
+    bool has_asked() const noexcept { return owed() == 0 || (is_ready() && queue_.has_asked()); }
+
     /// Whether all that was sent has left this process.
-    bool is_flushed() const noexcept { return phase_ == Phase::ready && !queue_.has_unsent() && queue_.out.empty(); }
+    bool is_flushed() const noexcept { return is_ready() && !queue_.has_unsent() && queue_.out.empty(); }
 
     /// Whether the server lets us wait in line for this key, as far as is known.
     bool lets_wait(std::string_view key) const noexcept { return queue_.lets_wait(key); }
@@ -60,8 +57,11 @@ public:
     /// It goes out with the next advance(). Its question is answered once: with a *no* if it was never sent, with an
     /// *unknown* if its answer will not come.
     void send(std::unique_ptr<Exchange> exchange) {
-        // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step.
-        if (phase_ == Phase::ready && owed() == 0 && !connection_.reusable()) hang_up();
+        // With nothing under way there is nothing to be read, unless the server has hung up, or is out of step. And
+        // who is to grant is to be the primary yet.
+        const bool is_old = exchange->request().verb == Verb::acquire && server_.locator.is_old(detail::now());
+        if (is_ready() && owed() == 0 && (is_old || !connection_.reusable())) hang_up();
+        if (exchange->request().asking) exchange = std::make_unique<AskingExchange>(std::move(exchange));
         queue_.push(std::move(exchange));
     }
     void send(std::shared_ptr<Question> question, std::size_t node = 0) {
@@ -70,29 +70,28 @@ public:
 
     /// Goes on as far as that needs no waiting.
     void advance(TimePoint now) {
-        if (phase_ == Phase::closed && queue_.has_unsent()) open(now, 0);
-        if (phase_ == Phase::connecting && detail::wait(connection_.fd(), POLLOUT, TimePoint{}) &&
-            connection_.finish_open(endpoint()))
-            phase_ = Phase::handshake;
-        if (phase_ == Phase::handshake && flush(hello_) && is_introduced()) phase_ = Phase::ready;
-        if (phase_ == Phase::ready) exchange(now);
-        while (is_opening() && tried_ < server_.endpoints.size() && (!connection_.good() || now >= open_by_))
-            open(now, tried_);
-        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
+        if (owed() > 0) watch_at_ = server_.locator.watch(now);
+        if (connector_.has_moved()) leave_the_old();
+        if (is_closed() && queue_.has_unsent()) open(now);
+        if (is_opening() && !connector_.advance(now, queue_.due())) fail(connector_.failure());
+        if (is_ready()) exchange(now);
+        fail_if_broken();
         if (!is_pausing_ && queue_.due() <= now) answer_overdue(now);
-        if (phase_ != Phase::closed && !connection_.good()) fail(why_not(connection_));
+        fail_if_broken();
     }
 
     /// What its connection is to be polled for.
     pollfd entry() const noexcept {
-        return {connection_.fd(), static_cast<short>(wants_to_write() ? POLLIN | POLLOUT : POLLIN), 0};
+        if (is_opening()) return connector_.entry();
+        const bool sends = !queue_.out.empty() || connection_.wants_to_write();
+        return {connection_.fd(), static_cast<short>(sends ? POLLIN | POLLOUT : POLLIN), 0};
     }
 
     /// While nobody uses it: see Descriptor. False: it was closed meanwhile, or is now.
     void set_aside() noexcept { connection_.set_aside(); }
     [[nodiscard]] bool take_back(TimePoint now) {
-        if (phase_ == Phase::ready && connection_.take_back()) advance(now); // what was answered meanwhile
-        return phase_ == Phase::ready && connection_.good();
+        if (is_ready() && connection_.take_back()) advance(now); // what was answered meanwhile
+        return is_ready() && connection_.good();
     }
 
     /// Nobody waits any more for what is under way: its replies are skipped.
@@ -111,47 +110,24 @@ public:
     }
 
 private:
-    enum class Phase { closed, connecting, handshake, ready };
-
-    bool wants_to_write() const noexcept {
-        return phase_ == Phase::connecting || (phase_ == Phase::handshake && !hello_.empty()) ||
-               (phase_ == Phase::ready && !queue_.out.empty());
-    }
-
-    const Endpoint& endpoint() const noexcept { return server_.endpoints[nth_ % server_.endpoints.size()]; }
-
-    /// The next address, after `tried` others; each has its share of the time.
-    void open(TimePoint now, std::size_t tried) {
-        if (tried > 0) ++nth_;
-        open_by_ = now + (std::max(queue_.due(), now) - now) / static_cast<int>(server_.endpoints.size() - tried);
-        tried_ = tried + 1;
-        connection_ = {};
-        hello_ = server_.handshake.bytes();
-        replies_heard_ = 0;
+    void open(TimePoint now) {
         was_heard_ = is_given_up_ = false;
-        phase_ = Phase::connecting;
-        connection_.begin_open(endpoint());
+        if (!connector_.begin(now, queue_.due())) fail(connector_.failure());
     }
 
-    bool is_introduced() {
-        for (; replies_heard_ < server_.handshake.awaited(); ++replies_heard_) {
-            const Reply* reply = connection_.read_some();
-            if (reply == nullptr) return false;
-            if (Failure objection = server_.handshake.objection(replies_heard_, *reply)) {
-                connection_.refuse(std::move(objection));
-                return false;
-            }
-            // Counted from now on, and not from when it was said.
-            if (const auto cool_down = server_.handshake.cool_down(replies_heard_, *reply); cool_down > Millis::zero())
-                grants_from_ = later(detail::now(), *cool_down);
-        }
-        if (server_.handshake.has_name()) connection_.owe_reply();
-        return true;
+    /// Who was the primary goes on answering for a while, and what it says is worth nothing.
+    void leave_the_old() {
+        is_given_up_ = true; // where the new one is is known, and not in doubt
+        fail({Errc::disconnected, "the sentinels name another primary"});
+    }
+
+    void fail_if_broken() {
+        if (is_ready() && !connection_.good()) fail(why_not(connection_));
     }
 
     /// Where there is no memory the connection is closed: a reply may have been read and not judged.
     void exchange(TimePoint now) try {
-        queue_.begin(now, grants_from_);
+        queue_.begin(now, connector_.grants_from());
         flush();
         receive(now);
     } catch (...) {
@@ -161,18 +137,9 @@ private:
 
     bool flush() {
         const std::size_t before = queue_.out.size();
-        const bool all = flush(queue_.out);
+        const bool all = connection_.flush(queue_.out);
         queue_.has_sent(before - queue_.out.size());
         return all;
-    }
-
-    /// False: not all could be sent, or the connection has failed.
-    bool flush(std::string& bytes) {
-        if (bytes.empty()) return connection_.good();
-        std::string_view rest = bytes;
-        const bool good = connection_.write_some(rest);
-        bytes.erase(0, bytes.size() - rest.size());
-        return good && bytes.empty();
     }
 
     /// As many answers as others can wait for meanwhile.
@@ -200,58 +167,53 @@ private:
 
     void answer_overdue(TimePoint now) {
         using Overdue = ExchangeQueue::Overdue;
-        const Verdict verdict = phase_ == Phase::ready ? Verdict::unknown : Verdict::no;
-        switch (queue_.answer_overdue(now, verdict, why_overdue())) {
+        const Verdict verdict = is_ready() ? Verdict::unknown : Verdict::no;
+        switch (queue_.answer_overdue(now, verdict, connector_.overdue())) {
         case Overdue::none: flush(); break; // an exchange that goes on may have said something
         case Overdue::answered_alone: is_in_doubt_ = true; break;
-        case Overdue::all: fail(why_overdue());
+        case Overdue::all: fail(connector_.overdue());
         }
     }
 
-    Failure why_overdue() const {
-        if (phase_ == Phase::connecting)
-            return {Errc::unreachable, endpoint().text + ": " + std::system_category().message(ETIMEDOUT)};
-        return {Errc::timed_out, "waiting for a reply"};
-    }
-
-    void fail(const Failure& why) {
-        ExchangeQueue failed{false}; // what may throw comes first
+    void fail(Failure why) {
+        const bool has_spoken = connector_.phase() >= Connector::Phase::handshake;
+        const bool is_hung_up_on = why.code == Errc::disconnected && has_spoken && !was_heard_;
+        if (is_hung_up_on) server_.refuses_names = connector_.names_itself(); // as some proxies do
+        // A server that expects TLS hangs up on what it does not understand.
+        if (is_hung_up_on && !server_.tls) why.detail += "; nothing was heard before: is it a port for TLS?";
+        ExchangeQueue failed{false, server_.release}; // what may throw comes first
+        if (!is_given_up_) connector_.doubt();
+        if (server_.locator.may_change()) server_.release.is_proven = false; // the next may be another one
         const bool is_refused = why.code == Errc::max_clients && !was_heard_;
-        const bool is_left = phase_ >= Phase::handshake && connection_.good();
+        const bool is_left = has_spoken && connection_.good();
         if (is_left) leave();
         queue_.move_to(failed);
         hang_up();
-        ++nth_;
         failed.tell_all(why, is_left, is_refused);
     }
 
     void leave() {
         ExchangeQueue::LastWords last = queue_.last_words();
-        if (phase_ != Phase::ready) last.bytes.replace(0, queue_.out.size(), hello_);
+        if (!is_ready()) last.bytes.replace(0, queue_.out.size(), connector_.unsent());
         connection_.leave(last.bytes, last.is_blocked);
         server_.lingering.get().keep(connection_.take_lingering());
     }
 
     void hang_up() noexcept {
-        connection_.close();
-        phase_ = Phase::closed;
+        connector_.close();
         is_pausing_ = is_in_doubt_ = false;
-        grants_from_ = {};
         queue_.forget_connection();
     }
 
     const Server& server_;
     Connection connection_;
+    Connector connector_{server_, connection_};
     SpinWait spin_wait_;
-    Phase phase_ = Phase::closed;
-    std::size_t nth_ = 0, tried_ = 0, replies_heard_ = 0;
-    TimePoint open_by_{};
-    TimePoint grants_from_{}; ///< nothing is to be acquired before: see RedisOptions::restart_delay
     bool is_pausing_ = false; ///< more may have been received than was read
     bool is_in_doubt_ = false;
     bool was_heard_ = false; ///< a question was answered since a connection was made last
     bool is_given_up_ = false;
-    std::string hello_;
+    TimePoint watch_at_ = TimePoint::max(); ///< when sentinels are to be asked, or have answered
     ExchangeQueue queue_;
 };
 

@@ -48,6 +48,8 @@ public:
         }
     }
 
+    const Locator& locator() const noexcept { return server_.locator; }
+
     /// For an acquire, where no connection can be made: also the one that is kept, unless it was wanted of late for a
     /// lease that is held.
     std::unique_ptr<Channel> take_spare() {

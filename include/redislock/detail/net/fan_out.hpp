@@ -1,60 +1,19 @@
 /// How one question is put to several servers at once: over which connections, to whom not, and for how long their
-/// answers are waited for. What the votes amount to the VoteCount says; what a question is for is the quorum's affair.
+/// answers are waited for; and how a turn is waited for before. What the votes amount to the VoteCount says; what a
+/// question is for is the quorum's affair.
 /// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
 #pragma once
 
 #include "../lease/vote_count.hpp"
 #include "../system/wait.hpp"
+#include "node_set.hpp"
 
-#include <atomic>
 #include <deque>
-#include <vector>
 
 namespace redislock::detail {
 
-/// When a server that did not answer is asked again, and what its trouble is. Of all threads; a vote more or less makes
-/// no difference.
-struct Health {
-    static constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
-    std::atomic<TimePoint::rep> rests_until{0}, pause{0};
-    std::atomic<Errc> trouble{};
-
-    TimePoint until() const noexcept { return TimePoint{TimePoint::duration{rests_until.load()}}; }
-    bool rests(TimePoint now) const noexcept { return now < until(); }
-    void failed(TimePoint now) noexcept {
-        if (rests(now)) return;
-        const TimePoint::duration next{std::clamp(2 * pause.load(), least.count(), longest.count())};
-        pause = next.count();
-        rests_until = (now + next).time_since_epoch().count();
-    }
-    void answered() noexcept {
-        if (pause.load(std::memory_order_relaxed) != 0) pause = rests_until = 0;
-    }
-    void says(Errc what) noexcept {
-        if (trouble.load(std::memory_order_relaxed) != what) trouble = what;
-    }
-};
-
-/// The servers that vote, and what is known of each.
-template <class Node>
-struct NodeSet {
-    explicit NodeSet(std::vector<Node*> all) : nodes{std::move(all)}, health(nodes.size()) {}
-
-    TimePoint now() const noexcept { return nodes.front()->now(); }
-
-    /// Those who rest are left in peace if the others are a majority.
-    bool can_spare_who_rests(TimePoint now) const noexcept {
-        const auto resting =
-            std::count_if(health.begin(), health.end(), [&](const Health& one) { return one.rests(now); });
-        return nodes.size() - static_cast<std::size_t>(resting) > nodes.size() / 2;
-    }
-
-    const std::vector<Node*> nodes;
-    std::vector<Health> health;
-};
-
-/// A connection to each server, for one question at a time. Answers may still be owed to it when it is put aside. Not
-/// thread-safe.
+/// A connection to each server, for one question at a time, and one more to stand in line at one of them. Answers may
+/// still be owed to it when it is put aside. Not thread-safe.
 template <class Node>
 class FanOut {
 public:
@@ -64,14 +23,17 @@ public:
 
     /// Puts the question to all servers that are not at rest, and counts their answers until those still to come can't
     /// change the result, or it is `end`, or a server at rest may be asked again, for it may be needed in place of a
-    /// silent one. A release whose answer isn't wanted goes to those alone that may have the key; and as long as one of
-    /// them is still being connected to, the vote goes on.
+    /// silent one; and for an acquire not much longer for those that were silent before. A release whose answer isn't
+    /// wanted goes to those alone that may have the key; and as long as one of them is still being connected to, the
+    /// vote goes on. The server where others stand in line comes last: whoever is woken there finds the key free at the
+    /// others.
     std::shared_ptr<VoteCount> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
         auto votes = std::make_shared<Poll>(node_set_, request);
         const TimePoint now = node_set_.now();
         const bool spares = node_set_.can_spare_who_rests(now);
-        for (std::size_t n = 0; n < links_.size(); ++n) {
+        const std::size_t nodes = node_set_.nodes.size(), last = node_set_.line_of(request.key, now).value_or(0);
+        for (std::size_t n = (last + 1) % nodes, i = 0; i < nodes; ++i, n = (n + 1) % nodes) {
             const Health& health = node_set_.health[n];
             const bool needs_it =
                 request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
@@ -79,35 +41,90 @@ public:
                 if (request.verb == Verb::acquire)
                     end.at = std::min(end.at, std::max(health.until(), now + Health::least));
                 const std::string silent = node_set_.nodes[n]->name() + ": no answer of late";
+                votes->unasked |= Nodes{1} << n;
                 votes->count(n, {Verdict::no, {Errc::unreachable, silent}});
             } else {
+                if (request.verb == Verb::acquire && health.is_silent()) votes->may_be_silent |= Nodes{1} << n;
+                if constexpr (tells_identity)
+                    if (request.verb == Verb::acquire && !node_set_.identities.is_known(n))
+                        links_[n].identify(node_set_.identities, n, request.deadline);
                 links_[n].send(votes, n);
+                advance(n, now);
             }
         }
-        advance();
+        const TimePoint for_the_silent = votes->may_be_silent != 0 ? now + 2 * Health::least : TimePoint::max();
         const auto is_done = [&] {
+            if (node_set_.now() >= for_the_silent && votes->awaits_only_silent()) return true;
             if (request.wants_answer && !votes->is_decided()) return false;
-            return request.verb != Verb::release || is_sent(request, now);
+            if (request.verb == Verb::release) return is_sent(request, now);
+            return request.verb != Verb::acquire || has_asked_all(now, end);
         };
         const auto arrives = [&] { return advance(), is_done(); };
         while (!is_done() && node_set_.now() < end.at && !spin_wait_(arrives) && !stopped(end)) {
-            Link::wait(end, links_);
+            const bool is_short = node_set_.now() < for_the_silent;
+            Link::wait(end.by(is_short ? std::min(end.at, for_the_silent) : end.at), links_);
             advance();
         }
         if (!is_done()) advance(); // we may have been paused meanwhile, and the answers are here
         return votes;
     }
 
+    /// Stands in line for the key at that server. Yes: it is our turn, or the key is seen to be free at a majority. No,
+    /// and busy: the patience is over. Anything else: the place is worth nothing, and others had better stand
+    /// elsewhere.
+    Answer wait_for_turn(const Request& request, std::size_t at) {
+        Link& own = line_to(at);
+        const auto turn = std::make_shared<AwaitedQuestion>(request);
+        const TimePoint started = node_set_.now(), patience_ends = later(started, request.patience);
+        auto& line = own.stand_in_line(turn, started); // until there is an answer
+        bool has_place = false;
+        std::shared_ptr<Look> look;
+        unsigned seen_free = 0; // looks in a row
+        while (advance(), !turn->answer) {
+            const TimePoint now = node_set_.now();
+            has_place = has_place || line.look_at() != TimePoint::max();
+            if (stopped(request.deadline)) {
+                own.abandon({Errc::timed_out, "stopped"});
+            } else if (!has_place && now >= patience_ends) {
+                own.abandon({Errc::timed_out, "no answer of late"});
+            } else if (look && look->is_over()) {
+                seen_free = look->is_free() ? seen_free + 1 : 0;
+                const bool is_free = seen_free == 2; // once it may be about to be handed on
+                Failure lost = line.looked(std::move(*look->here), now);
+                look.reset();
+                if (is_free) lost = {Errc::timed_out, "free elsewhere"};
+                if (lost) own.abandon(lost);
+                if (is_free) turn->answer = {.verdict = Verdict::yes, .queued = true};
+            } else if (!look && line.look_at() <= now) {
+                look = look_around(request, at);
+            } else {
+                const TimePoint next = look ? TimePoint::max() : line.look_at();
+                Link::wait({has_place ? next : patience_ends, request.deadline.stop}, links_);
+            }
+        }
+        const bool is_of_use = turn->answer->verdict == Verdict::yes || turn->answer->is_busy();
+        if (!is_of_use && !stopped(request.deadline)) node_set_.health[at].has_no_line(node_set_.now());
+        if (turn->answer->verdict == Verdict::unknown) turn->answer->verdict = Verdict::no; // the key was not asked for
+        return *turn->answer;
+    }
+
+    /// Servers that may have the key, and to which the release has not been sent yet, for they do not read. Where the
+    /// acquire has not been sent either the two are given up together.
+    Nodes unsent(const Request& release) const noexcept {
+        Nodes nodes = 0;
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
+            const Nodes bit = Nodes{1} << n;
+            if constexpr (requires { links_[n].is_flushed(); })
+                if ((release.nodes & bit) != 0 && links_[n].owed() > 0 && !links_[n].is_flushed() &&
+                    !(links_[n].is_opening() && links_[n].owes_an_acquire(release.token)))
+                    nodes |= bit;
+        }
+        return nodes;
+    }
+
     void advance() {
         const TimePoint now = node_set_.now();
-        for (std::size_t n = 0; n < links_.size(); ++n)
-            if (const std::size_t owed = links_[n].owed(); owed > 0) {
-                links_[n].advance(now);
-                if (links_[n].is_closed() || links_[n].in_doubt())
-                    node_set_.health[n].failed(now);
-                else if (links_[n].owed() < owed)
-                    node_set_.health[n].answered();
-            }
+        for (std::size_t i = 0; i < links_.size(); ++i) advance(i, now);
     }
 
     /// Whether an answer is still to come to an acquire, with this token or with any.
@@ -120,39 +137,118 @@ public:
 
     /// So that the connections of one who will not answer in time are not multiplied until that is certain.
     void suspect_the_silent() noexcept {
-        for (std::size_t n = 0; n < links_.size(); ++n)
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n)
             if (links_[n].owes_an_acquire()) node_set_.health[n].failed(node_set_.now());
     }
 
 private:
     using Link = typename Node::Link;
+    static constexpr bool tells_identity = requires(Link & link, Identities& of, const Deadline& end) {
+        link.identify(of, 0, end);
+    };
+
+    void advance(std::size_t i, TimePoint now) {
+        Link& link = links_[i];
+        const std::size_t owed = link.owed();
+        if (owed == 0) return;
+        link.advance(now);
+        Health& health = node_set_.health[i < node_set_.nodes.size() ? i : line_at_];
+        if (link.is_closed() || link.in_doubt())
+            health.failed(now);
+        else if (link.owed() < owed)
+            health.answered();
+    }
 
     /// A votes that also tells the node_set what became of each server.
     struct Poll final : VoteCount {
         Poll(NodeSet<Node>& of, Request what)
             : VoteCount{static_cast<unsigned>(of.nodes.size()), std::move(what)}, node_set{of} {}
         NodeSet<Node>& node_set;
+        Nodes may_be_silent = 0, heard = 0, unasked = 0;
 
         void answered(std::size_t node, Answer answer) override {
-            if (!answer.is_busy()) locate(answer.why, *node_set.nodes[node]);
-            node_set.health[node].says(answer.is_about_the_key() ? Errc{} : Errc{answer.why.code.value()});
+            node_set.heard(node, answer);
+            heard |= Nodes{1} << node;
             count(node, answer);
         }
+        bool awaits_only_silent() const noexcept {
+            const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
+            return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;
+        }
     };
+
+    /// How the key stands at each server, while a turn is waited for at one of them. There it may be held by one who
+    /// has it nowhere else, and is gone.
+    struct Look final : Question {
+        Look(Request what, std::size_t place, unsigned enough)
+            : Question{std::move(what)}, at{place}, majority{enough} {}
+        const std::size_t at;
+        const unsigned majority;
+        unsigned asked = 0, heard = 0, free = 0;
+        std::optional<Answer> here{};
+
+        void answered(std::size_t node, Answer answer) override {
+            ++heard;
+            if (node == at)
+                here = std::move(answer);
+            else
+                free += answer.is_busy() && !answer.was_held && !answer.never_ends();
+        }
+        bool is_over() const noexcept { return heard == asked; }
+        bool is_free() const noexcept { return free >= majority && here->was_held; }
+    };
+
+    std::shared_ptr<Look> look_around(Request request, std::size_t at) {
+        const TimePoint now = node_set_.now();
+        request.deadline = request.deadline.by(later(now, request.recheck));
+        const auto majority = static_cast<unsigned>(node_set_.nodes.size() / 2 + 1);
+        auto look = std::make_shared<Look>(std::move(request), at, majority);
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
+            if (n != at && node_set_.health[n].rests(now)) continue;
+            ++look->asked;
+            links_[n].announce(look, n);
+        }
+        return look;
+    }
+
+    Link& line_to(std::size_t node) {
+        const std::size_t votes = node_set_.nodes.size();
+        if (links_.size() > votes && (line_at_ != node || links_.back().owed() > 0)) links_.pop_back();
+        if (links_.size() == votes) links_.emplace_back(*node_set_.nodes[node]);
+        line_at_ = node;
+        return links_.back();
+    }
 
     /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a
     /// server to which the acquire has not been sent either, and servers that are known to be silent are not waited
     /// for.
     bool is_sent(const Request& release, TimePoint now) const noexcept {
-        for (std::size_t n = 0; n < links_.size(); ++n) {
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
             const bool needs_it = (release.nodes >> n & 1) != 0 && !links_[n].owes_an_acquire(release.token);
             if (needs_it && links_[n].is_opening() && !node_set_.health[n].rests(now)) return false;
         }
         return true;
     }
 
+    /// An acquire that is decided waits as long again for servers to which it has not been sent yet, or that are yet to
+    /// say which they are: it is not to be held by a bare majority only because the others were connected to a moment
+    /// later. Shortens `end` to that.
+    bool has_asked_all(TimePoint began, Deadline& end) const noexcept {
+        const TimePoint now = node_set_.now();
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
+            bool has_asked = links_[n].has_asked();
+            if constexpr (tells_identity)
+                has_asked = has_asked && (links_[n].owed() == 0 || node_set_.identities.is_known(n));
+            if (has_asked || node_set_.health[n].rests(now)) continue;
+            end.at = std::min(end.at, now + (now - began) + Millis{1});
+            return now >= end.at;
+        }
+        return true;
+    }
+
     NodeSet<Node>& node_set_;
-    std::deque<Link> links_;
+    std::deque<Link> links_;  ///< one to each; and behind them the one in line, once there was need of it
+    std::size_t line_at_ = 0; ///< to which server that leads
     typename Node::Engine::SpinWait spin_wait_{};
 };
 

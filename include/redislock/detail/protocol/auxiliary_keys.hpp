@@ -1,22 +1,13 @@
 /// The names of the keys that a lock uses beside its own. tests/waiting_test.cpp goes red if it is wrong.
 #pragma once
 
+#include "key_slot.hpp"
+
 #include <cstdint>
 #include <string>
 #include <string_view>
 
 namespace redislock::detail {
-
-/// Of a text without a hash tag, in a Redis Cluster: CRC-16/XMODEM modulo 16,384
-/// (redis.io/docs/latest/operate/oss_and_stack/reference/ cluster-spec).
-constexpr unsigned hash_slot(std::string_view text) noexcept {
-    unsigned crc = 0;
-    for (const char c : text) {
-        crc ^= static_cast<unsigned>(static_cast<unsigned char>(c)) << 8;
-        for (int bit = 0; bit < 8; ++bit) crc = (crc << 1 ^ ((crc & 0x8000) != 0 ? 0x1021U : 0U)) & 0xffff;
-    }
-    return crc % 16'384;
-}
 
 /// The keys beside a lock's key, in the same slot of a cluster: `waiting` announces waiters by its presence; on the
 /// list `turn` they block, and an element in it is the turn of the first; `given` tells that a turn was given just now,

@@ -43,4 +43,14 @@ inline std::size_t argument_at(std::string_view command, std::size_t nth) {
     }
 }
 
+/// How many bytes the first of some such commands has.
+inline std::size_t command_size(std::string_view commands) {
+    std::size_t arguments = 0, size = 0;
+    std::from_chars(commands.data() + 1, commands.data() + commands.size(), arguments);
+    const std::size_t last = argument_at(commands, arguments - 1);
+    const std::size_t line = commands.rfind('$', last - 1); // before its size
+    std::from_chars(commands.data() + line + 1, commands.data() + commands.size(), size);
+    return last + size + 2;
+}
+
 } // namespace redislock::detail

@@ -3,7 +3,7 @@
 /// it is wrong.
 #pragma once
 
-#include "exchange.hpp"
+#include "command_exchange.hpp"
 #include "handshake.hpp"
 
 #include <deque>
@@ -14,7 +14,10 @@ namespace redislock::detail {
 class ExchangeQueue {
 public:
     /// `knows_scripts`: on each connection they are called by their names from the first time on.
-    explicit ExchangeQueue(bool knows_scripts) : knows_scripts_{knows_scripts} { forget_connection(); }
+    /// `release`: how the server takes one, shared by all connections to it.
+    ExchangeQueue(bool knows_scripts, ServersRelease& release) : knows_scripts_{knows_scripts}, release_{release} {
+        forget_connection();
+    }
 
     std::string out; ///< what is to be sent
 
@@ -22,7 +25,19 @@ public:
     void has_sent(std::size_t count) noexcept { sent_ += count; }
 
     bool has_unsent() const noexcept { return !unsent_.empty(); }
-    bool awaits_reply() const noexcept { return !under_way_.empty(); }
+
+    /// Whether all that is asked for is on its way.
+    bool has_asked() const noexcept {
+        return unsent_.empty() && std::none_of(under_way_.begin(), under_way_.end(), [](const Slot& slot) {
+                   return slot.exchange && slot.exchange->is_proving();
+               });
+    }
+    /// Whether the next reply is one that is waited for. None can come to what has not been sent whole.
+    bool awaits_reply() const noexcept {
+        if (under_way_.empty()) return false;
+        const Slot& next = under_way_.front();
+        return next.end <= sent_ || (next.exchange && next.exchange->surplus() > 0);
+    }
 
     /// How many exchanges have not ended.
     std::size_t size() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
@@ -49,6 +64,7 @@ public:
     /// What has waited for the connection is to go out. Not so the acquires that this server must not grant before
     /// `grants_from`, or whose time is up: nobody would release what is only granted now.
     void begin(TimePoint now, TimePoint grants_from) {
+        recall_release();
         for (; !unsent_.empty(); unsent_.pop_front()) {
             std::unique_ptr<Exchange>& exchange = unsent_.front();
             const Request& request = exchange->request();
@@ -78,8 +94,13 @@ public:
     Taken take(const Reply& reply, TimePoint now) {
         Exchange* const exchange = under_way_.front().exchange.get();
         if (exchange == nullptr) return take_count(reply);
+        if (is_handed_on(exchange->request(), reply)) release_.contended.note(exchange->request().key, now);
         const std::size_t before = out.size();
+        const bool was_proven = peer_.is_release_proven;
+        const ReleaseForm form = peer_.release_form;
         const Exchange::Next next = exchange->take(peer_, reply, now, out);
+        if (peer_.release_form != form) release_.form = peer_.release_form;
+        if (peer_.is_release_proven && !was_proven) release_.is_proven = true;
         due_ = std::min(due_, exchange->due());
         if (next == Exchange::Next::more) return {};
         if (next == Exchange::Next::leave) return {.leaves = true, .ends = exchange->take_answer().why};
@@ -151,15 +172,18 @@ public:
         LastWords last{out};
         sent_ += out.size();
         for (const Slot& slot : under_way_) {
-            if (!slot.exchange || !slot.exchange->needs_undo()) continue;
+            if (!slot.exchange) continue;
             // Not where WAIT follows: the server would drop the undo behind it when it finds us gone.
-            last.is_blocked |= slot.exchange->blocks() && slot.exchange->request().replicas == 0;
+            const bool is_followed = slot.exchange->may_grant() && slot.exchange->request().replicas > 0;
+            last.is_blocked |= slot.exchange->blocks() && !is_followed;
+            if (!slot.exchange->needs_undo()) continue;
             if (!slot.exchange->may_grant() || slot.exchange->gives_up()) last.bytes += slot.exchange->undo();
         }
         for (const auto& exchange : counted_)
             if (exchange->may_grant() && exchange->gives_up()) last.bytes += exchange->undo();
         for (const auto& exchange : unsent_)
-            if (exchange->request().verb == Verb::release) last.bytes += release_by_body(exchange->request());
+            if (exchange->request().verb == Verb::release)
+                last.bytes += release_in_full(peer_.release_form, exchange->request());
         return last;
     }
 
@@ -190,6 +214,7 @@ public:
     void forget_connection() noexcept {
         peer_ = {};
         peer_.knows_script.fill(knows_scripts_);
+        recall_release();
         due_ = TimePoint::max();
         replicas_ = 0;
         out.clear();
@@ -197,6 +222,11 @@ public:
     }
 
 private:
+    void recall_release() noexcept {
+        peer_.release_form = release_.form;
+        peer_.is_release_proven = release_.is_proven;
+    }
+
     /// Its replies are the next ones; without an exchange it is the count of replicas for all in `counted_`.
     struct Slot {
         std::unique_ptr<Exchange> exchange{};
@@ -254,6 +284,7 @@ private:
     }
 
     const bool knows_scripts_;
+    ServersRelease& release_;
     Peer peer_{};
     PreparedCommands prepared_{};
     std::deque<std::unique_ptr<Exchange>> unsent_{}, counted_{};

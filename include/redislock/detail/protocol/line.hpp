@@ -1,11 +1,47 @@
-/// Waiting in line for a key, as a conversation: announce, block until a release hands the lock on, take the key. And
-/// what the looks that are made meanwhile over another connection say of the place. A state machine without socket,
-/// clock and thread. tests/exchange_test.cpp and tests/waiting_test.cpp go red if it is wrong.
+/// Waiting in line for a key, as a conversation: announce, block until a release hands the lock on, take the key,
+/// unless it is to be had of others as well. And what the looks that are made meanwhile over another connection say of
+/// the place. A state machine without socket, clock and thread. tests/exchange_test.cpp and tests/waiting_test.cpp go
+/// red if it is wrong.
 #pragma once
 
-#include "exchange.hpp"
+#include "command_exchange.hpp"
 
 namespace redislock::detail {
+
+/// Tells the releases to come that somebody waits, and asks how long the key is held. The answer is busy, with the
+/// holder's remaining time: none if the key is free, and the lock is handed to the first in line. All else is why that
+/// is not possible.
+class AnnounceExchange final : public Exchange {
+public:
+    using Exchange::Exchange;
+
+    void begin(Peer&, PreparedCommands&, TimePoint, std::string& out) override { out += announce_by_sha(request()); }
+
+    Next take(Peer&, const Reply& reply, TimePoint, std::string& out) override {
+        if (is_noscript(reply) && !std::exchange(in_full_, true)) {
+            out += announce_by_body(request());
+            return Next::resent;
+        }
+        return done(announced(request(), reply));
+    }
+
+    /// What the reply to an announcement means.
+    static Answer announced(const Request& request, const Reply& reply) {
+        if (reply.is_error()) return meaning_of(request, reply);
+        if (reply.type == REDIS_REPLY_STATUS)
+            return {
+                .verdict = Verdict::no, .why = {Errc::wrong_type, "the key holds a " + reply.text}, .was_held = true};
+        if (reply.type != REDIS_REPLY_INTEGER || reply.integer < -2 - hand_off_takes.count())
+            return {Verdict::unknown, {Errc::protocol_error, {}}};
+        return busy_for(reply.integer);
+    }
+
+private:
+    /// For how long at most a key is free, and handed to somebody: see announce_script.
+    static constexpr Millis hand_off_takes{20};
+
+    bool in_full_ = false;
+};
 
 /// The acquire of one who has found the key held. Announcement, BLPOP and SET travel in one write once the server is
 /// known to permit them: the server carries out the SET as soon as the block ends.
@@ -19,6 +55,9 @@ namespace redislock::detail {
 /// | in one     | anything else              |            |                    | unknown: why  |
 /// | blocked    | the patience is over       | ending     | a nudge            |               |
 /// | blocked, ending | BLPOP's               | taking     |                    |               |
+/// | announcing, in one, for the turn alone | anything else |  |                 | no: why       |
+/// | blocked, ending, for the turn alone | BLPOP's: a turn  |  |                 | yes           |
+/// | blocked, ending, for the turn alone | BLPOP's: anything else | |             | what was seen |
 /// | taking     | SET's: granted, with WAIT  | counting   |                    |               |
 /// | taking     | SET's: anything else       |            |                    | what it means |
 /// | counting   | WAIT's: as CommandExchange |            |                    |               |
@@ -29,12 +68,16 @@ namespace redislock::detail {
 /// key stays free over ten looks and no hand-off arrives, this connection is dead.
 class LineExchange final : public CommandExchange {
 public:
-    LineExchange(std::shared_ptr<Question> question, TimePoint now)
-        : CommandExchange{std::move(question), 0}, taking_{request()}, due_{request().first_answer(now).at} {
+    enum class For { key, turn }; ///< turn: that it has come is a yes, and nothing has been taken
+
+    LineExchange(std::shared_ptr<Question> question, TimePoint now, For what = For::key)
+        : CommandExchange{std::move(question), 0}, taking_{request()}, takes_{what == For::key},
+          due_{request().first_answer(now).at} {
         taking_.patience = Millis::zero();
     }
 
     void begin(Peer& peer, PreparedCommands&, TimePoint now, std::string& out) override {
+        form_ = peer.release_form;
         end_ = std::min(request().deadline.at, later(now, request().patience));
         due_ = request().first_answer(now).at;
         out += announce_by_sha(request());
@@ -49,13 +92,14 @@ public:
         case State::in_one:
             // Where the script is not known, a look that is due at once announces us.
             seen_ = is_noscript(reply) ? busy_for(-2) : AnnounceExchange::announced(request(), reply);
-            if (!seen_.is_busy()) return done({Verdict::unknown, seen_.why}, Next::leave);
+            if (!seen_.is_busy()) return done({takes_ ? Verdict::unknown : Verdict::no, seen_.why}, Next::leave);
             return blocked(now);
         case State::blocked:
         case State::ending:
             was_in_line_ = !reply.is_error() || reply.text.starts_with("UNBLOCKED");
             peer.lets_wait = was_in_line_;
-            if (!was_in_line_) peer.no_line_for = request().key;
+            if (!was_in_line_ && meaning(reply.text) != Errc::moved) peer.no_line_for = request().key;
+            if (!takes_) return turn(reply);
             state_ = State::taking;
             due_ = request().first_answer(now).at;
             return Next::more;
@@ -76,6 +120,7 @@ public:
     unsigned counts_replicas() const noexcept override {
         return state_ == State::polling && !was_in_line_ ? CommandExchange::counts_replicas() : 0;
     }
+    bool may_grant() const noexcept override { return takes_; }
     bool blocks() const noexcept override {
         return state_ == State::in_one || state_ == State::blocked || state_ == State::ending;
     }
@@ -137,7 +182,9 @@ private:
         }
         if (ends_connection(seen_)) return done({Verdict::no, seen_.why});
         // Those who may not stand in line are told of a busy key as those who do not want to.
-        if (!seen_.is_trouble() && seen_.why.code != Errc::out_of_memory) peer.no_line_for = request().key;
+        const bool is_elsewhere = seen_.why.code == Errc::out_of_memory || seen_.why.code == Errc::moved;
+        if (!seen_.is_trouble() && !is_elsewhere) peer.no_line_for = request().key;
+        if (!takes_) return done({Verdict::no, seen_.why});
         state_ = State::polling;
         due_ = request().first_answer(now).at;
         ask_by_name(out);
@@ -146,6 +193,7 @@ private:
 
     void send_block(TimePoint now, std::string& out) const {
         out += block_command(request());
+        if (!takes_) return;
         out += taking_.fencing ? acquire_by_body(taking_) : set_command(taking_);
         if (taking_.replicas > 0) out += replicas_command(taking_, now);
     }
@@ -165,6 +213,12 @@ private:
     void look_again(TimePoint now) noexcept {
         const Millis recheck = request().recheck;
         look_at_ = later(now, std::min(recheck, seen_.holder_left.value_or(recheck) + Millis{1}));
+    }
+
+    Next turn(const Reply& reply) {
+        if (!was_in_line_) return done(meaning_of(request(), reply));
+        const bool has_come = !reply.is_error() && reply.type != REDIS_REPLY_NIL;
+        return done(with_what_was_seen(has_come ? Answer{Verdict::yes} : Answer{Verdict::no, {Errc::busy, {}}}));
     }
 
     /// The count of replicas follows in any case, if there is one.
@@ -194,6 +248,7 @@ private:
     }
 
     Request taking_; ///< what follows the block
+    const bool takes_;
     State state_ = State::announcing;
     Answer seen_{Verdict::unknown}; ///< of the holder, by the announcement and the last look
     bool in_full_ = false, was_in_line_ = false, nudged_ = false;

@@ -23,6 +23,11 @@ inline Answer busy_for(long long pttl) {
 /// Whether an acquire is a SET, which can't tell more of a key that is held.
 inline bool is_plain(const Request& request) noexcept { return request.patience <= Millis::zero() && !request.fencing; }
 
+/// Whether the reply to a release says that it is the turn of one who waits in line.
+inline bool is_handed_on(const Request& request, const Reply& reply) noexcept {
+    return request.verb == Verb::release && reply.type == REDIS_REPLY_INTEGER && reply.integer == 2;
+}
+
 /// What a server's reply to a question means. It echoes arguments in some errors: neither they nor the token get any
 /// further.
 inline Answer meaning_of(const Request& request, const Reply& reply) {
@@ -38,6 +43,7 @@ inline Answer meaning_of(const Request& request, const Reply& reply) {
     const long long number = reply.integer;
     if (request.verb != Verb::acquire) {
         if (reply.type == REDIS_REPLY_INTEGER && number == 1) return {Verdict::yes};
+        if (is_handed_on(request, reply)) return {Verdict::yes};
         if (reply.type == REDIS_REPLY_INTEGER && number == 0) return {Verdict::no, {Errc::stolen, {}}};
         if (reply.type == REDIS_REPLY_INTEGER && number == -1) return {Verdict::no, {Errc::expired, {}}};
     } else if (reply.type == REDIS_REPLY_NIL) {

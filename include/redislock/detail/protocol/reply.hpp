@@ -11,48 +11,60 @@
 
 namespace redislock::detail {
 
-/// A reply, as far as a lock needs one. Of an array we keep that it was one.
+/// A reply, as far as a lock needs one. Of an array we keep its strings, each behind a line feed.
 struct Reply {
     int type = 0;          ///< REDIS_REPLY_STATUS, _ERROR, _INTEGER, _NIL, _STRING or _ARRAY
     long long integer = 0; ///< of an integer
-    std::string text{};    ///< of a status, an error or a string: binary
+    std::string text{};    ///< of a status, an error, a string or an array: binary
 
     bool is_error() const noexcept { return type == REDIS_REPLY_ERROR; }
 };
+
+/// What follows `name` on its line of INFO's reply, where it ends with a colon; empty where there is no such line.
+inline std::string_view field(std::string_view text, std::string_view name) {
+    const auto at = text.find("\n" + std::string{name});
+    if (at == text.npos) return {};
+    text.remove_prefix(at + 1 + name.size());
+    return text.substr(0, text.find_first_of("\r\n"));
+}
 
 /// How hiredis hands its parse over: straight into one Reply, so that a reply costs no allocation of its own. Nesting
 /// and long arrays are refused here, before the parser makes room for them: older releases recurse, or reserve 16 GB.
 struct ReplyBuilder {
     static constexpr long long longest_array = 1024;
 
-    /// The reply that `task` is; an element of one fills nothing. Null, which hiredis takes for out of memory, on
-    /// failure.
+    /// The reply that `task` is, or an element of. Null, which hiredis takes for out of memory, on failure.
     template <class Fill>
     static void* fill(const redisReadTask* task, Fill&& set) noexcept try {
         if (task->type > REDIS_REPLY_ERROR) return nullptr; // of RESP3, for which nobody asked
         auto* reply = static_cast<Reply*>(task->privdata);
-        if (task->parent == nullptr) {
-            reply->type = task->type;
-            set(*reply);
-        }
+        if (task->parent == nullptr) reply->type = task->type;
+        set(*reply, task->parent != nullptr);
         return reply;
     } catch (...) {
         return nullptr;
     }
 
     static void* string(const redisReadTask* task, char* text, std::size_t size) {
-        return fill(task, [&](Reply& reply) { reply.text.assign(text, size); });
+        return fill(task, [&](Reply& reply, bool is_element) {
+            if (!is_element) reply.text.clear();
+            reply.text.append(is_element ? "\n" : "").append(text, size);
+        });
     }
     static void* integer(const redisReadTask* task, long long value) {
-        return fill(task, [&](Reply& reply) { reply.integer = value; });
+        return fill(task, [&](Reply& reply, bool is_element) {
+            if (!is_element) reply.integer = value;
+        });
     }
     static void* nil(const redisReadTask* task) { // announced as a string or an array without a length
-        return fill(task, [](Reply& reply) { reply.type = REDIS_REPLY_NIL; });
+        return fill(task, [](Reply& reply, bool is_element) {
+            if (!is_element) reply.type = REDIS_REPLY_NIL;
+        });
     }
     template <class Count> // int before hiredis 1.0, std::size_t since
     static void* array(const redisReadTask* task, Count elements) {
         if (task->parent != nullptr || static_cast<long long>(elements) > longest_array) return nullptr;
-        return fill(task, [](Reply&) {});
+        return fill(task, [](Reply& reply, bool) { reply.text.clear(); });
     }
     static void keep(void*) {}
 

@@ -52,24 +52,33 @@ local left = redis.pcall('PTTL', KEYS[1])
 return type(left) == 'number' and left > -2 and -1 - left
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the auxiliary keys.
-/// Returns 1: it was ours and is deleted, and if somebody waits it's the turn of the first; 0: it is another's; -1:
-/// there is none.
+/// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] to ARGV[4] the auxiliary keys. ARGV[5], if there is one: it is
+/// only tried whether a release is permitted, so that DEL is run also where there is nothing to delete.
+/// Returns 1: it was ours and is deleted; 2: the same, and as somebody waits it is the turn of the first; 0: it is
+/// another's; -1: there is none. Then it is the turn of the first too, unless it has been somebody's just now: who held
+/// the lock by a majority of servers may not have had it of this one. Without the auxiliary keys it is nobody's turn.
 inline constexpr std::string_view release_script = R"lua(local holder = redis.call('GET', KEYS[1])
-if holder ~= ARGV[1] then
-  return holder and 0 or -1
+if holder and holder ~= ARGV[1] then
+  return 0
 end
-redis.call('DEL', KEYS[1])
-local announced = redis.pcall('PTTL', ARGV[2])
-if type(announced) == 'number' and announced > 0 then
-  if redis.pcall('RPUSH', ARGV[3], '') == 1 then
-    redis.pcall('PEXPIRE', ARGV[3], announced)
-  else
-    redis.pcall('LPOP', ARGV[3])
-  end
-  redis.pcall('SET', ARGV[4], '', 'PX', 20)
+if holder or ARGV[5] then
+  redis.call('DEL', KEYS[1])
 end
-return 1
+local done = holder and 1 or -1
+local announced = ARGV[2] and redis.pcall('PTTL', ARGV[2])
+if type(announced) ~= 'number' or announced <= 0 then
+  return done
+end
+if not holder and redis.call('PTTL', ARGV[4]) > 0 then
+  return done
+end
+if redis.pcall('RPUSH', ARGV[3], '') == 1 then
+  redis.pcall('PEXPIRE', ARGV[3], announced)
+else
+  redis.pcall('LPOP', ARGV[3])
+end
+redis.pcall('SET', ARGV[4], '', 'PX', 20)
+return holder and 2 or done
 )lua";
 
 /// KEYS[1] the lock's key, ARGV[1] the token, ARGV[2] the time to live in ms; where later grants are to have higher
@@ -81,7 +90,8 @@ inline constexpr std::string_view extend_script = R"lua(local holder = redis.cal
 if holder ~= ARGV[1] then
   return holder and 0 or -1
 end
-redis.call('PEXPIRE', KEYS[1], math.max(ARGV[2], redis.call('PTTL', KEYS[1])))
+local left = redis.call('PTTL', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], math.max(ARGV[2], left))
 if ARGV[3] then
   local last = tonumber(redis.pcall('GET', ARGV[3]))
   if not (last and last >= tonumber(ARGV[4])) then
@@ -91,22 +101,13 @@ end
 return 1
 )lua";
 
-/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary keys. Announces
-/// a waiter; and if the key is free, so that no release is to come, it is the turn of the first. Returns what PTTL says
-/// of the key, or its type if it is no string; -2 - n: it is free, and has been somebody's turn already, which he has
-/// for n ms yet.
-inline constexpr std::string_view announce_script = R"lua(local announced = redis.call('PTTL', ARGV[2])
-if announced < 0 then
-  redis.call('SET', ARGV[2], '', 'PX', ARGV[1])
-elseif announced < tonumber(ARGV[1]) then
-  redis.call('PEXPIRE', ARGV[2], ARGV[1])
-end
-local left = redis.call('PTTL', KEYS[1])
-if left == -2 then
-  local given = redis.call('PTTL', ARGV[4])
-  if given > 0 then
-    return left - given
-  end
+/// KEYS[1] the lock's key, ARGV[1] the life of an announcement in ms, ARGV[2] to ARGV[4] the auxiliary keys. If the key
+/// is free, so that no release is to come, it is the turn of the first in line; else it announces a waiter, for one who
+/// does not have to wait is not to be seen as one. Returns what PTTL says of the key, or its type if it is no string;
+/// -2 - n: it is free, and has been somebody's turn already, which he has for n ms yet.
+inline constexpr std::string_view announce_script = R"lua(local left = redis.call('PTTL', KEYS[1])
+local given = left == -2 and redis.call('PTTL', ARGV[4])
+if given and given <= 0 then
   if redis.call('RPUSH', ARGV[3], '') == 1 then
     redis.call('PEXPIRE', ARGV[3], ARGV[1])
   else
@@ -114,6 +115,15 @@ if left == -2 then
   end
   redis.call('SET', ARGV[4], '', 'PX', 20)
   return left
+end
+local announced = redis.call('PTTL', ARGV[2])
+if announced < 0 then
+  redis.call('SET', ARGV[2], '', 'PX', ARGV[1])
+elseif announced < tonumber(ARGV[1]) then
+  redis.call('PEXPIRE', ARGV[2], ARGV[1])
+end
+if given then
+  return left - given
 end
 local kind = redis.pcall('TYPE', KEYS[1])
 if kind.ok and kind.ok ~= 'string' then
@@ -129,17 +139,18 @@ return value and string.sub(value, 1, ARGV[1])
 )lua";
 
 /// The scripts' SHA1, by which EVALSHA knows them; a test compares them with what the server says.
-inline constexpr std::string_view release_sha = "0218b9e4d44afcf518274f0bdcb805d4703b45f4";
+inline constexpr std::string_view release_sha = "3de79aad723332abec5e36313cedcd5e7c4ef8f2";
 inline constexpr std::string_view acquire_sha = "68ef378ca564f292d121f0c150d7b32256a4d0bd";
-inline constexpr std::string_view extend_sha = "57ea388a9b6f19103b001b9de52ce7e96b207255";
-inline constexpr std::string_view announce_sha = "43fb9705be1313e70002916d3c1635453c5a3efa";
+inline constexpr std::string_view extend_sha = "12ba3985a0e0421ffa540688a849fba7c4d5e7a4";
+inline constexpr std::string_view announce_sha = "c14fee12d6cb74535d211b05dbdc5169b5b1c37b";
 
 /// A command that differs from its last use, as a rule, in the token alone: then only that is written over.
 class PreparedCommand {
 public:
     std::string_view operator()(const Request& request, std::string (*format)(const Request&)) {
         const bool is_same = format_ == format && key_ == request.key && ttl_ == request.ttl &&
-                             fencing_token_ == request.fencing_token && step_ == request.fencing_step;
+                             fencing_token_ == request.fencing_token && step_ == request.fencing_step &&
+                             hands_on_ == request.hands_on;
         if (!is_same) {
             bytes_ = format(request);
             format_ = format;
@@ -147,6 +158,7 @@ public:
             ttl_ = request.ttl;
             fencing_token_ = request.fencing_token;
             step_ = request.fencing_step;
+            hands_on_ = request.hands_on;
             token_at_ = argument_at(bytes_, token_of(bytes_));
         }
         request.token.hex().copy(bytes_.data() + token_at_, Token::digits);
@@ -165,6 +177,7 @@ private:
     Millis ttl_{};
     std::uint64_t fencing_token_ = 0;
     std::chrono::microseconds step_{};
+    bool hands_on_ = true;
     std::size_t token_at_ = 0;
 };
 
@@ -190,6 +203,7 @@ inline std::string extend_by_sha(const Request& r) { return extend_command(r, "E
 inline std::string extend_by_body(const Request& r) { return extend_command(r, "EVAL", extend_script); }
 
 inline std::string release_command(const Request& r, std::string_view verb, std::string_view script) {
+    if (!r.hands_on) return formatted({verb, script, "1", r.key, r.token.hex()});
     const AuxiliaryKeys auxiliary_keys{r.key};
     return formatted(
         {verb, script, "1", r.key, r.token.hex(), auxiliary_keys.waiting, auxiliary_keys.turn, auxiliary_keys.given});

@@ -3,19 +3,20 @@
 /// tests/renewal_test.cpp goes red if it is wrong.
 #pragma once
 
-#include "../lease/held_lease.hpp"
+#include "../lease/worker_task.hpp"
 #include "../system/process.hpp"
 
 #include <list>
 #include <map>
+#include <mutex>
 #include <vector>
 
 namespace redislock::detail {
 
 /// A loss, to be told outside all mutexes: first to those who wait for the token of that lease.
 struct Message {
-    std::shared_ptr<HeldLease> held_lease{};
-    HeldLease::Step step{};
+    std::shared_ptr<WorkerTask> task{};
+    WorkerTask::Step step{};
 
     void tell() {
         tell([] {});
@@ -32,7 +33,7 @@ struct Message {
         } else {
             requested();
         }
-        held_lease->tell_lost(step.why);
+        task->tell_lost(step.why);
     }
 };
 

@@ -24,6 +24,13 @@ public:
         for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
     TimePoint due() const noexcept { return channels_.due(); }
+
+    /// See Locator::watch(); and whether the server is another one since this was asked last.
+    TimePoint watch(TimePoint now) const { return pool_.locator().watch(now); }
+    bool has_moved() {
+        const unsigned moves = pool_.locator().moves();
+        return std::exchange(moves_, moves) != moves;
+    }
     void wait(const Alarm& alarm) const {
         ChannelWait wait{{TimePoint::max(), alarm.fd()}};
         for (const BorrowedChannel& way : channels_.all) way.add_to(wait);
@@ -45,6 +52,7 @@ private:
 
     const std::shared_ptr<AnsweredRenewals> answered_ = std::make_shared<AnsweredRenewals>();
     ChannelPool& pool_;
+    unsigned moves_ = pool_.locator().moves();
     RenewalChannels<BorrowedChannel, ChannelPool> channels_;
 };
 

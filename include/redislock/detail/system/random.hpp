@@ -25,4 +25,11 @@ inline Token random_token() {
     return Token::from_bits(bits[0], bits[1]);
 }
 
+/// Numbers that look random, and are the same for the same `x`: splitmix64's finaliser (Vigna 2015).
+constexpr std::uint64_t scrambled(std::uint64_t x) noexcept {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+    return x ^ (x >> 31);
+}
+
 } // namespace redislock::detail

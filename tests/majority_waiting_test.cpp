@@ -1,0 +1,292 @@
+// Waiting for a lock over a majority of real servers: who is next, where the line stands, and what becomes of those in
+// it when that server is frozen, gone, or in error. A waiter looks for himself every half request timeout. Where that
+// is 10 s, whoever is quick was woken.
+#include "catch.hpp"
+#include "quorum_servers.hpp"
+#include "until.hpp"
+
+#include <atomic>
+
+using namespace redislock;
+using namespace std::chrono_literals;
+using detail::now;
+using test::Servers;
+
+namespace {
+
+constexpr Options looks_seldom{.ttl = 60s, .request_timeout = 20s};
+constexpr Options looks_often{.ttl = 60s, .request_timeout = 600ms};
+constexpr auto quick = 5s; // on a machine that is busy with other tests
+
+using Lock = RedisLock<Quorum<Redis>>;
+
+struct Line : Servers {
+    Line() : Servers{3} {}
+
+    /// The server where so many stand in line; null if there is none.
+    test::RedisServer* place(long long count = 1) {
+        for (test::RedisServer& server : servers)
+            if (server.blocked_clients() == count) return &server;
+        return nullptr;
+    }
+    test::RedisServer& until_there(long long count = 1) {
+        test::RedisServer* server = nullptr;
+        test::until([&] { return (server = place(count)) != nullptr; });
+        return *server;
+    }
+};
+
+/// Threads that wait for the lock "k", and note in which order they had it.
+class Waiters {
+public:
+    Waiters(Line& line, Quorum<Redis>& quorum, const Options& options)
+        : line_{line}, quorum_{quorum}, options_{options} {}
+    ~Waiters() { join(); }
+
+    /// Returns when each stands in line.
+    void add(int count = 1) {
+        for (int i = 0; i < count; ++i) {
+            threads_.emplace_back([this, name = static_cast<int>(threads_.size())] {
+                Lock lock{quorum_, "k", options_};
+                order_.push_back(name); // guarded by what is tested
+            });
+            line_.until_there(static_cast<long long>(threads_.size()));
+        }
+    }
+    void join() {
+        for (std::thread& thread : threads_)
+            if (thread.joinable()) thread.join();
+    }
+    const std::vector<int>& order() const { return order_; }
+
+private:
+    Line& line_;
+    Quorum<Redis>& quorum_;
+    Options options_;
+    std::vector<int> order_{};
+    std::deque<std::thread> threads_{};
+};
+
+} // namespace
+
+TEST_CASE("those who wait for a majority get the lock in the order of their arrival", "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Options options = looks_seldom;
+    SECTION("by releases that are confirmed") {}
+    SECTION("by those that are not") { options.confirm_release = false; }
+    SECTION("numbered") { options.fencing = true; }
+    auto holder = std::make_unique<Lock>(line.locked_everywhere(quorum, options)); // else turns may be in vain
+    Waiters waiters{line, quorum, options};
+    waiters.add(6);
+    const TimePoint start = now();
+    holder.reset();
+    waiters.join();
+    CHECK(now() < start + quick);
+    const std::vector<int>& order = waiters.order();
+    REQUIRE(order.size() == 6);
+    int descents = 0; // who is woken before a busy server has read the release loses his turn, and goes to the end
+    for (std::size_t i = 1; i < order.size(); ++i) descents += order[i] < order[i - 1];
+    CHECK(descents <= 1);
+    CHECK(line.are_free_within(5s));
+}
+
+TEST_CASE("all clients stand in line at the same server, in whatever order they name the servers",
+          "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Redis &a = line.nodes[0], &b = line.nodes[1], &c = line.nodes[2];
+    Quorum other{c, a, b}, third{b, c, a};
+    auto holder = std::make_unique<Lock>(quorum, "k", looks_seldom);
+    std::vector<std::jthread> threads;
+    for (Quorum<Redis>* one : {&quorum, &other, &third}) {
+        threads.emplace_back([one] { const Lock lock{*one, "k", looks_seldom}; });
+        line.until_there(static_cast<long long>(threads.size()));
+    }
+    holder.reset();
+}
+
+TEST_CASE("the line moves on from a server that is frozen, or gone", "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    auto holder = std::make_unique<Lock>(line.locked_everywhere(quorum, looks_often));
+    Waiters waiters{line, quorum, looks_often};
+    waiters.add(2);
+    test::RedisServer& server = *line.place(2);
+    const TimePoint start = now();
+    SECTION("frozen") {
+        server.stop();
+        test::RedisServer* next = nullptr;
+        test::until([&] {
+            for (test::RedisServer& one : line.servers)
+                if (&one != &server && one.blocked_clients() == 2) next = &one;
+            return next != nullptr;
+        });
+    }
+    SECTION("gone") {
+        server.kill();
+        test::until([&] {
+            for (test::RedisServer& one : line.servers)
+                if (&one != &server && one.blocked_clients() == 2) return true;
+            return false;
+        });
+    }
+    CHECK(now() < start + quick);
+    holder.reset();
+    waiters.join();
+    CHECK(waiters.order().size() == 2);
+    CHECK(now() < start + 2 * quick);
+    server.go_on();
+}
+
+TEST_CASE("a server that forgets its line costs a look", "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    auto holder = std::make_unique<Lock>(line.locked_everywhere(quorum, looks_often));
+    Waiters waiters{line, quorum, looks_often};
+    waiters.add(3);
+    test::RedisServer& server = *line.place(3);
+    const TimePoint start = now();
+    SECTION("its waiters are hung up on") { server.command({"CLIENT", "KILL", "TYPE", "normal"}); }
+    SECTION("its keys are gone") { server.command({"FLUSHALL"}); }
+    SECTION("a turn is lost") {
+        server.command({"DEL", "{k}:redislock:waiting"}); // for a moment a release knows nobody
+    }
+    holder.reset();
+    waiters.join();
+    CHECK(waiters.order().size() == 3);
+    CHECK(now() < start + quick);
+}
+
+TEST_CASE("a key that is held at the place of the line alone does not hold up those in it",
+          "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    { const Lock proven = line.locked_everywhere(quorum, looks_often); } // each is connected
+    CHECK(line.are_free_within(5s));
+    line.everywhere({"SET", "k", "another's", "PX", "60000"});
+    Waiters waiters{line, quorum, looks_often};
+    waiters.add();
+    test::RedisServer& server = *line.place();
+    const TimePoint start = now();
+    for (test::RedisServer& one : line.servers)
+        if (&one != &server) one.command({"DEL", "k"}); // and nobody is told
+    waiters.join();
+    CHECK(now() < start + quick);
+    CHECK(server.text({"GET", "k"}) == "another's");
+}
+
+TEST_CASE("a turn that is worth nothing wakes nobody else, and the next release is not missed",
+          "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    auto holder = std::make_unique<Lock>(line.locked_everywhere(quorum, looks_seldom));
+    Waiters waiters{line, quorum, looks_seldom};
+    waiters.add(3);
+    test::RedisServer& server = *line.place(3);
+    // A newcomer has the other two by a majority of his own before those in line are told.
+    const Token token = quorum.fresh();
+    for (test::RedisServer& one : line.servers)
+        if (&one != &server) one.command({"SET", "k", std::string{token.hex()}, "PX", "60000"});
+    server.command({"CONFIG", "RESETSTAT"});
+    const TimePoint told = now();
+    holder.reset(); // at this server alone the key was still the holder's
+    const auto turns = [&] { return server.statistic("commandstats", "cmdstat_rpush:calls="); };
+    test::until([&] { return turns() >= 5; });
+    CHECK(turns() <= (now() - told) / 18ms + 2); // each is another one's for 20 ms
+    const TimePoint start = now();
+    force_unlock(quorum, "k", token);
+    waiters.join();
+    CHECK(now() < start + quick);
+    CHECK(waiters.order().size() == 3);
+}
+
+TEST_CASE("where one server does not let those who wait block the next one does", "[redis][quorum][waiting]") {
+    Line line;
+    for (std::size_t n = 0; n < 2; ++n) line.servers[n].command({"ACL", "SETUSER", "default", "-blpop"});
+    Quorum<Redis> quorum = line.quorum();
+    auto holder = std::make_unique<Lock>(quorum, "k", looks_seldom);
+    Waiters waiters{line, quorum, looks_seldom};
+    waiters.add();
+    CHECK(line.servers[2].blocked_clients() == 1);
+    const TimePoint start = now();
+    holder.reset();
+    waiters.join();
+    CHECK(now() < start + quick);
+}
+
+TEST_CASE("where no server lets those who wait block they poll", "[redis][quorum][waiting]") {
+    Line line;
+    line.everywhere({"ACL", "SETUSER", "default", "-blpop"});
+    Quorum<Redis> quorum = line.quorum();
+    auto holder = std::make_unique<Lock>(quorum, "k", looks_often);
+    std::atomic<bool> has_lock{false};
+    std::jthread waiter{[&] {
+        const Lock lock{quorum, "k", looks_often};
+        has_lock = true;
+    }};
+    CHECK_FALSE(Lock(quorum, "k", looks_often, std::defer_lock).try_lock_for(200ms));
+    CHECK_FALSE(has_lock);
+    holder.reset();
+    test::until([&] { return has_lock.load(); });
+}
+
+TEST_CASE("a stop ends the wait for a majority, and so does its time", "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Lock holder{quorum, "k", looks_seldom};
+    Lock waiter{quorum, "k", looks_seldom, std::defer_lock};
+    const TimePoint start = now();
+    CHECK_FALSE(waiter.try_lock_for(300ms));
+    CHECK(now() >= start + 300ms);
+    std::stop_source stop;
+    std::jthread stops{[&] {
+        line.until_there();
+        stop.request_stop();
+    }};
+    CHECK_FALSE(waiter.lock(stop.get_token()));
+    stops.join();
+    test::until([&] { return line.place() == nullptr; }); // else the next turn would be his
+    CHECK(now() < start + quick);
+    CHECK(holder.unlock() == Outcome::confirmed);
+    CHECK(waiter.try_lock()); // the place is left behind, and no server is taken for a bad one
+    std::jthread again{[&] { const Lock lock{quorum, "k", looks_seldom}; }};
+    line.until_there();
+    waiter.unlock();
+}
+
+namespace {
+
+/// How often one who releases and asks again at once, each time by a lock of his own, has it before one in line does.
+template <class Place, class UntilBlocked>
+int turns_before_the_next(Place& place, bool confirms, UntilBlocked until_blocked) {
+    Options options = looks_seldom;
+    options.confirm_release = confirms;
+    std::atomic<bool> has_lock{false};
+    int turns = 0;
+    auto lock = std::make_unique<RedisLock<Place>>(place, "k", options);
+    std::jthread waiter{[&] {
+        const RedisLock<Place> own{place, "k", looks_seldom};
+        has_lock = true;
+    }};
+    until_blocked();
+    for (; !has_lock && turns < 100; ++turns) {
+        lock.reset();
+        lock = std::make_unique<RedisLock<Place>>(place, "k", options);
+    }
+    return turns;
+}
+
+} // namespace
+
+TEST_CASE("who releases a lock and asks again at once is behind those in line", "[redis][quorum][waiting]") {
+    for (const bool confirms : {true, false}) {
+        Line line;
+        Quorum<Redis> quorum = line.quorum();
+        CHECK(turns_before_the_next(quorum, confirms, [&] { line.until_there(); }) < 30);
+        test::RedisServer server;
+        Redis redis{server.unix_uri()};
+        CHECK(turns_before_the_next(redis, confirms,
+                                    [&] { test::until([&] { return server.blocked_clients() == 1; }); }) < 30);
+    }
+}
