@@ -4,7 +4,7 @@
 #include "fake_server.hpp"
 #include "no_descriptors.hpp"
 #include "proxy.hpp"
-#include "redis_server.hpp"
+#include "quorum_servers.hpp"
 #include "troubles.hpp"
 
 #include <redislock/redislock.hpp>
@@ -205,6 +205,40 @@ TEST_CASE("destructors on a server that refuses connections wait for nothing", "
     locks.clear();
     redis.reset();
     CHECK(now() < start + 10s);
+}
+
+TEST_CASE("what one of a majority carries out late is undone, though it waits for replicas and finds nobody there",
+          "[redis][cleanup][quorum]") {
+    test::Servers three{3};
+    test::RedisServer& server = three.servers[0];
+    for (Redis& node : three.nodes) const RedisLock proven{node, "p"}; // else nothing is sent
+    server.stop();
+    const Options options{.ttl = 120s, .request_timeout = 40ms, .min_replicas = 1};
+    {
+        Quorum<Redis> quorum = three.quorum();
+        const int more_than_linger = 70;
+        for (int i = 0; i < more_than_linger; ++i)
+            failure([&] { return RedisLock(quorum, std::to_string(i), options, std::defer_lock).try_lock(); });
+    }
+    server.go_on();
+    CHECK(server.is_empty_within(generous));
+}
+
+TEST_CASE("an undo that finds no key is asked for once more, for the acquire may be carried out behind it",
+          "[cleanup]") {
+    using Act = detail::WorkerTask::Step::Act;
+    const TimePoint time{1h};
+    const auto asked = [&](bool was_granted) { // how often, if each time there is no such key
+        Request release{Verb::release, "k", Token::from_bits(1, 2), 10s, time};
+        release.was_granted = was_granted;
+        detail::PendingRelease pending{release, {.ttl = 10s}, time + 10s};
+        int times = 0;
+        while (pending.step(time).act == Act::ask && ++times < 5)
+            pending.answered(release.token, {Verdict::no, {Errc::expired, {}}}, time, time);
+        return times;
+    };
+    CHECK(asked(true) == 1);
+    CHECK(asked(false) == 2);
 }
 
 TEST_CASE("releases that are never answered in time cost no other lease", "[cleanup]") {

@@ -7,6 +7,7 @@
 #include "redis_server.hpp"
 #include "troubles.hpp"
 #include "until.hpp"
+#include "waiters.hpp"
 
 #include <redislock/redislock.hpp>
 
@@ -22,6 +23,7 @@ using detail::now;
 using test::failure;
 using test::FakeServer;
 using test::Peer;
+using test::Waiters;
 
 namespace {
 
@@ -46,46 +48,6 @@ bool leaves_nothing(test::RedisServer& server) {
     }
     return true;
 }
-
-/// Threads that wait for the lock "k", in the order in which they were added, and note in which order they got it.
-class Waiters {
-public:
-    Waiters(test::RedisServer& server, Redis& redis, const Options& options)
-        : server_{server}, redis_{redis}, options_{options} {}
-    ~Waiters() { join(); }
-
-    /// Returns when he stands in line.
-    void add(int count = 1) {
-        for (int i = 0; i < count; ++i) {
-            const long long before = server_.blocked_clients();
-            start();
-            test::until([&] { return server_.blocked_clients() > before; });
-        }
-    }
-    void start() {
-        threads_.emplace_back([this, name = static_cast<int>(threads_.size())] {
-            const Failure trouble = failure([&] {
-                RedisLock lock{redis_, "k", options_};
-                order_.push_back(name); // guarded by what is tested
-            });
-            if (trouble) ++failures;
-        });
-    }
-    void join() {
-        for (std::thread& thread : threads_)
-            if (thread.joinable()) thread.join();
-    }
-    const std::vector<int>& order() const { return order_; }
-
-    std::atomic<int> failures{0};
-
-private:
-    test::RedisServer& server_;
-    Redis& redis_;
-    Options options_;
-    std::vector<int> order_;
-    std::deque<std::thread> threads_;
-};
 
 } // namespace
 

@@ -20,7 +20,7 @@
 
 #include "backend.hpp"
 #include "detail/lease/pending_release.hpp"
-#include "detail/net/fan_out.hpp"
+#include "detail/net/fan_out_pool.hpp"
 #include "detail/renewal/quorum_port.hpp"
 #include "detail/system/lifetime.hpp"
 #include "detail/system/threads.hpp"
@@ -91,12 +91,9 @@ public:
     Answer ask(const Request& request) {
         for (std::size_t n = 0; n < nodes_.size(); ++n) detail::check_life(*nodes_[n], lives_[n]);
         if (request.verb == Verb::acquire && node_set_.identities.twins()) return {Verdict::no, same_server()};
-        std::unique_ptr<FanOut> fan_out = take(request.token);
-        const Answer turn = wait_in_line(*fan_out, request);
-        if (turn.verdict != Verdict::yes && (turn.is_busy() || detail::over(request.deadline))) {
-            give_back(std::move(fan_out));
-            return turn;
-        }
+        const Answer turn = wait_in_line(request);
+        if (turn.verdict != Verdict::yes && (turn.is_busy() || detail::over(request.deadline))) return turn;
+        std::unique_ptr<detail::FanOut<Node>> fan_out = fan_outs_.take(request.token);
         const TimePoint asked = now();
         Request question = request;
         const Deadline end = request.first_answer(asked);    // else patience would be waited for
@@ -128,8 +125,8 @@ public:
                 fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
-        if (question.verb == Verb::release) hand_over(fan_out->unsent(question), question);
-        give_back(std::move(fan_out));
+        if (question.verb == Verb::release) hand_over(fan_out->uncertain(question), question);
+        fan_outs_.give_back(std::move(fan_out));
         return answer;
     }
 
@@ -187,9 +184,6 @@ public:
 
 private:
     static constexpr std::size_t most = 15;
-    static constexpr unsigned most_late = 4; ///< fan-outs that wait for somebody's answer to an acquire
-
-    using FanOut = detail::FanOut<Node>;
 
     static std::vector<Node*> checked(std::vector<Node*> nodes) {
         if (nodes.size() % 2 == 0 || nodes.size() > most)
@@ -207,7 +201,7 @@ private:
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
 
-    /// One that does not read is told of a release by its own worker, when it reads again. Where there is no memory, or
+    /// One that may not carry a release out is asked for it by its own worker. Where there is no memory, or
     /// no thread, the key goes with its ttl.
     void hand_over(Nodes to, const Request& release) noexcept try {
         const TimePoint time = now(), gone_by = later(time, release.ttl);
@@ -229,7 +223,7 @@ private:
 
     /// At one server after another, until one of them says that it is our turn, or that our patience is over; a yes
     /// also for who has none. Where it can be had nowhere the answer is anything else: who waits polls then.
-    Answer wait_in_line(FanOut& fan_out, const Request& request) {
+    Answer wait_in_line(const Request& request) {
         Answer turn{Verdict::yes};
         if (!request.can_wait()) return turn;
         Request place = request;
@@ -238,45 +232,9 @@ private:
             place.patience = request.patience - std::chrono::floor<Millis>(time - started);
             const auto at = node_set_.line_of(request.key, time);
             if (!at || !place.can_wait()) return turn;
-            turn = fan_out.wait_for_turn(place, *at);
+            turn = fan_outs_.wait_for_turn(place, *at);
             if (turn.verdict == Verdict::yes || turn.is_busy() || detail::over(request.deadline)) return turn;
         }
-    }
-
-    /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the
-    /// acquire. Else the one that was used last.
-    std::unique_ptr<FanOut> take(const Token& token) {
-        std::unique_ptr<FanOut> fan_out;
-        {
-            auto& [mutex, idle] = idle_.get();
-            const std::lock_guard guard{mutex};
-            auto chosen =
-                std::find_if(idle.rbegin(), idle.rend(), [&](const auto& one) { return one->is_owed(token); });
-            if (unsigned late = 0; chosen == idle.rend())
-                for (chosen = idle.rbegin(); chosen != idle.rend() && !is_free(**chosen); ++chosen)
-                    if (++late > most_late) (*chosen)->suspect_the_silent();
-            if (chosen != idle.rend()) {
-                fan_out = std::move(*chosen);
-                idle.erase(std::next(chosen).base());
-            }
-        }
-        return fan_out ? std::move(fan_out) : std::make_unique<FanOut>(node_set_);
-    }
-
-    /// Looks, without waiting, whether the answers have come: here, under the mutex, for a release must find the
-    /// fan-out of its token.
-    static bool is_free(FanOut& fan_out) {
-        if (fan_out.is_owed()) fan_out.advance();
-        return !fan_out.is_owed();
-    }
-
-    void give_back(std::unique_ptr<FanOut> fan_out) noexcept try {
-        constexpr std::ptrdiff_t most_idle = 16; // beside those that still wait for an answer
-        auto& [mutex, idle] = idle_.get();
-        const std::lock_guard guard{mutex};
-        const auto free = std::count_if(idle.begin(), idle.end(), [](const auto& one) { return !one->is_owed(); });
-        if (free < most_idle || fan_out->is_owed()) idle.push_back(std::move(fan_out));
-    } catch (...) { // no room for it: it's closed
     }
 
     detail::Uncancelled at_the_end_{std::defer_lock};
@@ -284,7 +242,7 @@ private:
     std::vector<detail::Life> lives_{}; ///< of its servers
     detail::NodeSet<Node> node_set_;
     const std::vector<Node*>& nodes_ = node_set_.nodes;
-    detail::PerProcess<detail::Guarded<std::vector<std::unique_ptr<FanOut>>>> idle_;
+    detail::FanOutPool<Node> fan_outs_{node_set_};
     detail::Renewers<detail::QuorumPort<Node>> renewers_;
 };
 

@@ -80,7 +80,10 @@ Result fail_over(const Row& row, int times) {
         const std::size_t grants = rivals.grants();
         test::until([&] { return rivals.grants() > grants + 20; });
         test::RedisServer& before = *service.primary();
-        row.is_stopped ? before.stop() : service.begin_failover();
+        if (row.is_stopped)
+            before.stop();
+        else
+            test::until([&] { return service.begin_failover(); });
         test::RedisServer& after = service.another_than(before);
         before.go_on();
         result.next_grant_ms.push_back(in_ms(until_next_grant(after)));

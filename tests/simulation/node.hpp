@@ -469,24 +469,29 @@ class SimNode::Link {
 public:
     explicit Link(const SimNode& node) noexcept : node_{node} {}
 
-    template <class Links>
-    static void wait(const Deadline& deadline, const Links& links) {
+    template <class... Links>
+    static void wait(const Deadline& deadline, const Links&... groups) {
+        std::vector<const Link*> links;
+        const auto add = [&](const auto& group) {
+            for (const Link& link : group) links.push_back(&link);
+        };
+        (add(groups), ...);
         Task* const self = world->running();
         Alarm* const alarm = deadline.stop < Alarm::first_fd
                                  ? nullptr
                                  : world->alarms()[static_cast<std::size_t>(deadline.stop - Alarm::first_fd)];
         TimePoint until = alarm ? std::min(deadline.at, alarm->moment) : deadline.at;
         bool ready = false;
-        for (const Link& link : links) {
-            until = std::min(until, link.due());
-            ready |= link.owed() > 0 && link.readable();
+        for (const Link* link : links) {
+            until = std::min(until, link->due());
+            ready |= link->owed() > 0 && link->readable();
         }
         ready |= until <= self->client.shows(world->now());
         world->hurry(ready);
         if (ready) return;
         const auto watch = [&](Task* waiter) {
-            for (const Link& link : links)
-                if (link.wire_) link.wire_->waiter = waiter;
+            for (const Link* link : links)
+                if (link->wire_) link->wire_->waiter = waiter;
             if (alarm) alarm->waiter = waiter;
         };
         watch(self);

@@ -9,7 +9,8 @@
 
 namespace redislock::detail {
 
-/// It is asked for until it is answered, or until the key is gone by itself.
+/// It is asked for until it is answered, or until the key is gone by itself. One that undoes an acquire has to be told
+/// twice that there is no such key: a server that was silent may have read it before the acquire.
 class PendingRelease final : public WorkerTask {
 public:
     PendingRelease(Request release, const Options& options, TimePoint gone_by)
@@ -41,6 +42,8 @@ public:
         constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
         const std::lock_guard guard{mutex_};
         was_tried_ = true;
+        const bool was_absent = answer.why.code == Errc::expired;
+        if (was_absent && !release_.was_granted && !std::exchange(was_absent_, true)) return Progress{ask_at_ = now};
         if (!answer.is_trouble()) return Progress{gone_by_ = now};
         pause_ = std::clamp(2 * pause_, least, longest);
         ask_at_ = now + pause_ / 2 + TimePoint::duration{now.time_since_epoch() % (pause_ / 2)};
@@ -61,7 +64,7 @@ private:
     TimePoint gone_by_;
     TimePoint ask_at_{};
     TimePoint::duration pause_{};
-    bool was_tried_ = false;
+    bool was_tried_ = false, was_absent_ = false;
 };
 
 } // namespace redislock::detail

@@ -43,7 +43,9 @@ public:
     /// this token or with any.
     std::size_t owed() const noexcept { return queue_.size(); }
     bool owes_an_acquire() const noexcept { return queue_.owes_an_acquire(); }
-    bool owes_an_acquire(const Token& token) const noexcept { return queue_.owes_an_acquire(token); }
+    bool owes_an_acquire(const Token& token, unsigned replicas = 0) const noexcept {
+        return queue_.owes_an_acquire(token, replicas);
+    }
 
     /// Whether what it was given is on its way, or has come to nothing.
     bool has_asked() const noexcept { return owed() == 0 || (is_ready() && queue_.has_asked()); }

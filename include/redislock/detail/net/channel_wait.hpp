@@ -13,11 +13,15 @@ public:
     explicit ChannelWait(const Deadline& deadline) noexcept
         : entries_{{{deadline.stop, POLLIN, 0}}}, until_{deadline.at} {}
 
-    template <class Channels>
-    ChannelWait(const Deadline& deadline, const Channels& channels) noexcept : ChannelWait{deadline} {
-        for (const Channel& channel : channels) add(channel);
+    template <class... Channels>
+    ChannelWait(const Deadline& deadline, const Channels&... channels) noexcept : ChannelWait{deadline} {
+        (add(channels), ...);
     }
 
+    template <class Channels>
+    void add(const Channels& channels) noexcept {
+        for (const Channel& channel : channels) add(channel);
+    }
     /// One that is idle is not waited for.
     void add(const Channel& channel) noexcept {
         if (channel.owed() == 0) return;

@@ -1,6 +1,5 @@
 /// How one question is put to several servers at once: over which connections, to whom not, and for how long their
-/// answers are waited for; and how a turn is waited for before. What the votes amount to the VoteCount says; what a
-/// question is for is the quorum's affair.
+/// answers are waited for. What the votes amount to the VoteCount says; what a question is for is the quorum's affair.
 /// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
 #pragma once
 
@@ -12,11 +11,34 @@
 
 namespace redislock::detail {
 
-/// A connection to each server, for one question at a time, and one more to stand in line at one of them. Answers may
-/// still be owed to it when it is put aside. Not thread-safe.
+/// How the key stands at each server, while a turn is waited for at one of them. There it may be held by one who has it
+/// nowhere else, and is gone.
+struct Look final : Question {
+    Look(Request what, std::size_t place, std::size_t servers)
+        : Question{std::move(what)}, at{place}, majority{static_cast<unsigned>(servers / 2 + 1)} {}
+    const std::size_t at;
+    const unsigned majority;
+    unsigned asked = 0, heard = 0, free = 0;
+    std::optional<Answer> here{};
+
+    void answered(std::size_t node, Answer answer) override {
+        ++heard;
+        if (node == at)
+            here = std::move(answer);
+        else
+            free += answer.is_busy() && !answer.was_held && !answer.never_ends();
+    }
+    bool is_over() const noexcept { return heard == asked; }
+    bool is_free() const noexcept { return free >= majority && here->was_held; }
+};
+
+/// A connection to each server, for one question at a time. Answers may still be owed to it when it is put aside. Not
+/// thread-safe.
 template <class Node>
 class FanOut {
 public:
+    using Link = typename Node::Link;
+
     explicit FanOut(NodeSet<Node>& node_set) : node_set_{node_set} {
         for (Node* node : node_set.nodes) links_.emplace_back(*node);
     }
@@ -49,7 +71,7 @@ public:
                     if (request.verb == Verb::acquire && !node_set_.identities.is_known(n))
                         links_[n].identify(node_set_.identities, n, request.deadline);
                 links_[n].send(votes, n);
-                advance(n, now);
+                node_set_.advance(links_[n], n, now);
             }
         }
         const TimePoint for_the_silent = votes->may_be_silent != 0 ? now + 2 * Health::least : TimePoint::max();
@@ -69,53 +91,29 @@ public:
         return votes;
     }
 
-    /// Stands in line for the key at that server. Yes: it is our turn, or the key is seen to be free at a majority. No,
-    /// and busy: the patience is over. Anything else: the place is worth nothing, and others had better stand
-    /// elsewhere.
-    Answer wait_for_turn(const Request& request, std::size_t at) {
-        Link& own = line_to(at);
-        const auto turn = std::make_shared<AwaitedQuestion>(request);
-        const TimePoint started = node_set_.now(), patience_ends = later(started, request.patience);
-        auto& line = own.stand_in_line(turn, started); // until there is an answer
-        bool has_place = false;
-        std::shared_ptr<Look> look;
-        unsigned seen_free = 0; // looks in a row
-        while (advance(), !turn->answer) {
-            const TimePoint now = node_set_.now();
-            has_place = has_place || line.look_at() != TimePoint::max();
-            if (stopped(request.deadline)) {
-                own.abandon({Errc::timed_out, "stopped"});
-            } else if (!has_place && now >= patience_ends) {
-                own.abandon({Errc::timed_out, "no answer of late"});
-            } else if (look && look->is_over()) {
-                seen_free = look->is_free() ? seen_free + 1 : 0;
-                const bool is_free = seen_free == 2; // once it may be about to be handed on
-                Failure lost = line.looked(std::move(*look->here), now);
-                look.reset();
-                if (is_free) lost = {Errc::timed_out, "free elsewhere"};
-                if (lost) own.abandon(lost);
-                if (is_free) turn->answer = {.verdict = Verdict::yes, .queued = true};
-            } else if (!look && line.look_at() <= now) {
-                look = look_around(request, at);
-            } else {
-                const TimePoint next = look ? TimePoint::max() : line.look_at();
-                Link::wait({has_place ? next : patience_ends, request.deadline.stop}, links_);
-            }
+    /// Asks all servers that are not at rest how the key stands, and `at` in any case, for a place in line is there.
+    std::shared_ptr<Look> look_around(Request request, std::size_t at) {
+        const TimePoint now = node_set_.now();
+        request.deadline = request.deadline.by(later(now, request.recheck));
+        auto look = std::make_shared<Look>(std::move(request), at, node_set_.nodes.size());
+        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
+            if (n != at && node_set_.health[n].rests(now)) continue;
+            ++look->asked;
+            links_[n].announce(look, n);
         }
-        const bool is_of_use = turn->answer->verdict == Verdict::yes || turn->answer->is_busy();
-        if (!is_of_use && !stopped(request.deadline)) node_set_.health[at].has_no_line(node_set_.now());
-        if (turn->answer->verdict == Verdict::unknown) turn->answer->verdict = Verdict::no; // the key was not asked for
-        return *turn->answer;
+        return look;
     }
 
-    /// Servers that may have the key, and to which the release has not been sent yet, for they do not read. Where the
-    /// acquire has not been sent either the two are given up together.
-    Nodes unsent(const Request& release) const noexcept {
+    /// Servers that may have the key, and may never carry the release out: it has not been sent yet, for they do not
+    /// read, or it is behind a WAIT, where it is dropped if the connection ends first. Where the acquire has not been
+    /// sent either the two are given up together.
+    Nodes uncertain(const Request& release) const noexcept {
         Nodes nodes = 0;
         for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
             const Nodes bit = Nodes{1} << n;
             if constexpr (requires { links_[n].is_flushed(); })
-                if ((release.nodes & bit) != 0 && links_[n].owed() > 0 && !links_[n].is_flushed() &&
+                if ((release.nodes & bit) != 0 && links_[n].owed() > 0 &&
+                    (!links_[n].is_flushed() || links_[n].owes_an_acquire(release.token, 1)) &&
                     !(links_[n].is_opening() && links_[n].owes_an_acquire(release.token)))
                     nodes |= bit;
         }
@@ -124,8 +122,9 @@ public:
 
     void advance() {
         const TimePoint now = node_set_.now();
-        for (std::size_t i = 0; i < links_.size(); ++i) advance(i, now);
+        for (std::size_t n = 0; n < links_.size(); ++n) node_set_.advance(links_[n], n, now);
     }
+    const std::deque<Link>& links() const noexcept { return links_; }
 
     /// Whether an answer is still to come to an acquire, with this token or with any.
     bool is_owed(const Token& token) const noexcept {
@@ -142,22 +141,9 @@ public:
     }
 
 private:
-    using Link = typename Node::Link;
     static constexpr bool tells_identity = requires(Link & link, Identities& of, const Deadline& end) {
         link.identify(of, 0, end);
     };
-
-    void advance(std::size_t i, TimePoint now) {
-        Link& link = links_[i];
-        const std::size_t owed = link.owed();
-        if (owed == 0) return;
-        link.advance(now);
-        Health& health = node_set_.health[i < node_set_.nodes.size() ? i : line_at_];
-        if (link.is_closed() || link.in_doubt())
-            health.failed(now);
-        else if (link.owed() < owed)
-            health.answered();
-    }
 
     /// A votes that also tells the node_set what became of each server.
     struct Poll final : VoteCount {
@@ -176,48 +162,6 @@ private:
             return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;
         }
     };
-
-    /// How the key stands at each server, while a turn is waited for at one of them. There it may be held by one who
-    /// has it nowhere else, and is gone.
-    struct Look final : Question {
-        Look(Request what, std::size_t place, unsigned enough)
-            : Question{std::move(what)}, at{place}, majority{enough} {}
-        const std::size_t at;
-        const unsigned majority;
-        unsigned asked = 0, heard = 0, free = 0;
-        std::optional<Answer> here{};
-
-        void answered(std::size_t node, Answer answer) override {
-            ++heard;
-            if (node == at)
-                here = std::move(answer);
-            else
-                free += answer.is_busy() && !answer.was_held && !answer.never_ends();
-        }
-        bool is_over() const noexcept { return heard == asked; }
-        bool is_free() const noexcept { return free >= majority && here->was_held; }
-    };
-
-    std::shared_ptr<Look> look_around(Request request, std::size_t at) {
-        const TimePoint now = node_set_.now();
-        request.deadline = request.deadline.by(later(now, request.recheck));
-        const auto majority = static_cast<unsigned>(node_set_.nodes.size() / 2 + 1);
-        auto look = std::make_shared<Look>(std::move(request), at, majority);
-        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
-            if (n != at && node_set_.health[n].rests(now)) continue;
-            ++look->asked;
-            links_[n].announce(look, n);
-        }
-        return look;
-    }
-
-    Link& line_to(std::size_t node) {
-        const std::size_t votes = node_set_.nodes.size();
-        if (links_.size() > votes && (line_at_ != node || links_.back().owed() > 0)) links_.pop_back();
-        if (links_.size() == votes) links_.emplace_back(*node_set_.nodes[node]);
-        line_at_ = node;
-        return links_.back();
-    }
 
     /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a
     /// server to which the acquire has not been sent either, and servers that are known to be silent are not waited
@@ -247,8 +191,7 @@ private:
     }
 
     NodeSet<Node>& node_set_;
-    std::deque<Link> links_;  ///< one to each; and behind them the one in line, once there was need of it
-    std::size_t line_at_ = 0; ///< to which server that leads
+    std::deque<Link> links_; ///< one to each
     typename Node::Engine::SpinWait spin_wait_{};
 };
 

@@ -12,9 +12,9 @@ namespace redislock::detail {
 struct NodeChannel : Channel {
     explicit NodeChannel(const Server& server) : Channel{server} {}
 
-    template <class Channels>
-    static void wait(const Deadline& deadline, const Channels& channels) {
-        ChannelWait{deadline, channels}();
+    template <class... Channels>
+    static void wait(const Deadline& deadline, const Channels&... channels) {
+        ChannelWait{deadline, channels...}();
     }
 
     /// Asks which server it is.

@@ -113,6 +113,18 @@ struct NodeSet {
         return first;
     }
 
+    /// Lets a connection to the server go on, and notes whether it answers.
+    template <class Link>
+    void advance(Link& link, std::size_t node, TimePoint now) {
+        const std::size_t owed = link.owed();
+        if (owed == 0) return;
+        link.advance(now);
+        if (link.is_closed() || link.in_doubt())
+            health[node].failed(now);
+        else if (link.owed() < owed)
+            health[node].answered();
+    }
+
     /// What an answer says of the server that has given it: what the trouble is with it, if it says nothing of the key.
     Errc heard(std::size_t node, Answer& answer) {
         if (!answer.is_busy()) locate(answer.why, *nodes[node]);

@@ -19,7 +19,7 @@ public:
     /// Of late: whoever asks at once for what he has just released is to be behind those in line.
     bool has(std::string_view key, TimePoint now) const noexcept {
         const TimePoint noted{TimePoint::duration{noted_[slot(key)].load(std::memory_order_relaxed)}};
-        return noted != TimePoint{} && now < later(noted, Millis{100});
+        return noted != TimePoint{} && now < later(noted, Millis{1'000});
     }
 
 private:

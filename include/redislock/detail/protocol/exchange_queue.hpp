@@ -42,9 +42,11 @@ public:
     /// How many exchanges have not ended.
     std::size_t size() const noexcept { return unsent_.size() + under_way_.size() + counted_.size(); }
     bool owes_an_acquire() const noexcept { return acquires_ > 0; }
-    bool owes_an_acquire(const Token& token) const noexcept {
+    /// With this token, and so many replicas at least.
+    bool owes_an_acquire(const Token& token, unsigned replicas = 0) const noexcept {
         bool owes = false;
-        if (acquires_ > 0) visit([&](const Exchange& one) { owes |= one.may_grant() && one.request().token == token; });
+        const auto is_it = [&](const Request& one) { return one.token == token && one.replicas >= replicas; };
+        if (acquires_ > 0) visit([&](const Exchange& one) { owes |= one.may_grant() && is_it(one.request()); });
         return owes;
     }
 
