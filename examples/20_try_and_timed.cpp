@@ -5,6 +5,7 @@
 #include <iostream>
 
 using redislock::Errc;
+using redislock::Outcome;
 
 int main() try {
     const char* url = std::getenv("REDIS_URL");
@@ -12,7 +13,6 @@ int main() try {
 
     // [try_and_timed]
     using namespace std::chrono_literals;
-    using redislock::Outcome;
     redislock::RedisLock lock{redis, "reports:daily", 10s, std::try_to_lock}; // asks once
     if (!lock) {
         std::cout << "Somebody else writes the report.\n";
@@ -21,6 +21,7 @@ int main() try {
 
     redislock::RedisLock rival{redis, "reports:daily", 10s, std::defer_lock}; // asks nothing yet
     if (!rival.try_lock_for(100ms)) std::cout << "The rival has waited for 100 ms, and does something else.\n";
+    // [try_and_timed]
 
     switch (lock.unlock()) {
     case Outcome::confirmed: std::cout << "The report is written, and the lock was ours until now.\n"; break;
@@ -29,7 +30,6 @@ int main() try {
     case Outcome::unknown: std::cout << "Nobody answered: the key may stay until its 10 s are over.\n"; break;
     case Outcome::not_held: break; // there was none to end
     }
-    // [try_and_timed]
     return 0;
 } catch (const std::system_error& error) {
     // That somebody else holds the lock is no error: the server could not be asked, or we asked for nonsense.

@@ -11,12 +11,16 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <charconv>
+#include <cmath>
 #include <deque>
+#include <fstream>
 #include <future>
 #include <iostream>
 #include <sstream>
@@ -30,23 +34,27 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-constexpr const char* manual = R"(A DURATION is a whole number with a unit: 500ms, 30s, 1m, 2h; or 0.
+constexpr const char* manual =
+    R"(A DURATION is a number and its unit: 500ms, 1.5s, 1m, 2h. Without a unit it is in seconds.
 
 The lease is renewed while the command runs. When it can't be, the command's process group gets SIGTERM as long before
 the lease's end as --kill-after says, and SIGKILL at its end; when it is lost without warning, because the key was
 deleted, SIGTERM at once and SIGKILL after that time. The lock is released when the command itself has ended, whatever
 it has left behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is
-a command they end the wait. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
+a command they end the wait. A command that SIGINT, SIGQUIT, SIGTERM or SIGHUP killed ends redis-flock by that signal
+as well, so that ^C ends a script. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
 
 The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN; and in
 the variable that --fence-env names the number of this grant, which is greater than that of every earlier one: a
 resource that refuses smaller numbers than it has seen is safe from a command that goes on for too long.
 
+As flock(1): -n, -w, -E, -c and --verbose. There is no file: the key is what is locked, on all machines.
+
 Exit status: that of the command, 128+N if signal N killed it; or else
    64  the arguments are wrong
    69  no server answers, or it refuses
    71  the system refuses, a process for instance
-   75  the key is held by somebody else: not acquired in time; with --status: held (and 0: free)
+   75  the key is held by somebody else: not acquired in time, see -E; with --status: held (and 0: free)
    79  the lease was lost before the command had ended, whatever became of the command
   126  the command can't be executed
   127  the command was not found
@@ -69,14 +77,21 @@ struct Duration {
     Millis span{};
 
     friend std::istream& operator>>(std::istream& in, Duration& duration) {
-        long long count = -1;
-        std::string unit;
-        in >> count;
-        if (in && !in.eof()) in >> unit;
-        const Millis one = unit == "ms" ? 1ms : unit == "s" ? 1s : unit == "m" ? 1min : unit == "h" ? 1h : 0ms;
-        if (count < 0 || count > 1'000'000'000 || (one == 0ms && (count != 0 || !unit.empty())))
+        std::string text;
+        in >> text;
+        double count = -1;
+        const char* const end = text.data() + text.size();
+        const auto [rest, error] = std::from_chars(text.data(), end, count, std::chars_format::fixed);
+        const std::string_view unit{rest, end};
+        const Millis one = unit == "ms"                  ? 1ms
+                           : unit == "s" || unit.empty() ? 1s
+                           : unit == "m"                 ? 1min
+                           : unit == "h"                 ? 1h
+                                                         : 0ms;
+        if (error == std::errc{} && count >= 0 && count <= 1e9 && one > 0ms)
+            duration.span = Millis{std::llround(std::ceil(count * static_cast<double>(one.count())))};
+        else
             in.setstate(std::ios::failbit);
-        duration.span = count * one;
         return in;
     }
 };
@@ -85,7 +100,8 @@ struct Duration {
 std::string objection(const std::string& text) {
     std::istringstream in{text};
     Duration duration;
-    return in >> duration && in.peek() == EOF ? "" : '"' + text + "\" is no whole number of ms, s, m or h, such as 30s";
+    return in >> duration && in.peek() == EOF ? ""
+                                              : '"' + text + "\" is no number of ms, s, m or h, such as 500ms or 1.5s";
 }
 
 /// Whatever is no option may be a URL with a password.
@@ -100,21 +116,51 @@ std::string no_name(const std::string& text) {
 }
 
 struct Settings {
-    std::string key{};
+    std::string key{}, shell_command{};
     std::vector<std::string> urls{};
+    std::string url_file{};
     redislock::RedisOptions server{};
     bool uses_tls = false, is_cluster = false;
     unsigned min_replicas = 0;
     std::string fence_env{};
     Duration ttl{30s};
-    std::optional<Duration> wait{}, kill_after{}, restart_delay{};
-    bool nonblock = false, status = false, check = false, quiet = false;
+    std::optional<Duration> wait{}, kill_after{}, restart_delay{}, request_timeout{}, retry_for{};
+    int conflict_status = 75;
+    bool nonblock = false, keep = false, status = false, check = false, quiet = false, verbose = false;
 
     Millis grace() const { return kill_after ? kill_after->span : ttl.span / 6; }
     /// Where nobody reads, nothing: we must not be held up.
     void say(const std::string& text) const {
         pollfd err{STDERR_FILENO, POLLOUT, 0};
         if (!quiet && ::poll(&err, 1, 0) == 1) std::cerr << "redis-flock: " + text + '\n';
+    }
+    void mention(const std::string& text) const {
+        if (verbose) say(text);
+    }
+};
+
+std::optional<Millis> span_of(const std::optional<Duration>& duration) {
+    return duration ? std::optional{duration->span} : std::nullopt;
+}
+
+/// How it ends: with a status, and, if there is one, by a signal; `is_typed`: which the terminal sends to all that
+/// began us, when it is ^C or ^\.
+struct End {
+    int status = 0, signal = 0;
+    bool is_typed = false;
+
+    /// Returns where a signal ends nothing: in the first process of a container.
+    int operator()() const {
+        if (signal != SIGINT && signal != SIGQUIT && signal != SIGTERM && signal != SIGHUP) return status;
+        const rlimit no_core{0, 0};
+        ::setrlimit(RLIMIT_CORE, &no_core);
+        ::signal(signal, SIG_DFL);
+        ::kill(is_typed ? 0 : ::getpid(), signal);
+        sigset_t set;
+        ::sigemptyset(&set);
+        ::sigaddset(&set, signal);
+        ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+        return status;
     }
 };
 
@@ -209,7 +255,7 @@ public:
     Command& operator=(const Command&) = delete;
     ~Command() {
         if (running()) signal(SIGKILL), ::waitpid(pid_, nullptr, 0);
-        if (has_terminal_) ::tcsetpgrp(STDIN_FILENO, ::getpgrp());
+        if (has_terminal_) ::tcsetpgrp(terminal_, ::getpgrp());
     }
 
     void signal(int number) const { ::kill(-pid_, number); }
@@ -229,14 +275,25 @@ public:
         int status = 0;
         for (pid_t pid; (pid = ::waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0;) {
             if (pid != pid_) continue;
-            if (!WIFSTOPPED(status))
+            const int by = WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
+            if (by == 0)
                 status_ = status;
-            else if (has_terminal_ && WSTOPSIG(status) == SIGTSTP)
+            else if (has_terminal_ && by == SIGTSTP)
                 signal(SIGCONT); // else nobody could: no shell knows that it is stopped
-            else
-                settings.say("the command is stopped by signal " + std::to_string(WSTOPSIG(status)) +
-                             "; the lock stays held");
+            else if ((wants_terminal_ = by == SIGTTIN || by == SIGTTOU) && !is_in_foreground())
+                settings.say("the command wants the terminal: bring it to the foreground; the lock stays held");
+            else if (!wants_terminal_)
+                settings.say("the command is stopped by signal " + std::to_string(by) + "; the lock stays held");
         }
+    }
+
+    /// Gives it the terminal that it has been stopped for, if we have that. True: we have not yet.
+    bool waits_for_terminal() {
+        if (!wants_terminal_ || !is_in_foreground()) return wants_terminal_;
+        wants_terminal_ = false;
+        has_terminal_ = ::tcsetpgrp(terminal_, pid_) == 0;
+        signal(SIGCONT);
+        return false;
     }
 
     /// Of the command that has ended: why it never began; 0 if it did.
@@ -244,7 +301,10 @@ public:
         int error = 0;
         return ::read(failure_[0], &error, sizeof error) > 0 ? error : 0;
     }
-    int status() const { return WIFSIGNALED(*status_) ? by_signal + WTERMSIG(*status_) : WEXITSTATUS(*status_); }
+    End end() const {
+        if (!WIFSIGNALED(*status_)) return {WEXITSTATUS(*status_)};
+        return {by_signal + WTERMSIG(*status_), WTERMSIG(*status_), has_terminal_};
+    }
 
 private:
     /// Other threads of ours may have held any mutex: here are only calls that a signal handler may make, too.
@@ -252,15 +312,19 @@ private:
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (::getppid() != parent) ::_exit(system_refuses);
         ::setpgid(0, 0);
-        if (has_terminal_) ::tcsetpgrp(STDIN_FILENO, ::getpid());
+        if (has_terminal_) ::tcsetpgrp(terminal_, ::getpid());
         ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
         ::execvp(words[0], words);
         const int error = errno;
         ::_exit(::write(failure_[1], &error, sizeof error) > 0 ? 127 : 126);
     }
 
-    /// Where we have it; and not where we share it with those that our output is piped to.
-    const bool has_terminal_ = ::isatty(STDOUT_FILENO) && ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();
+    bool is_in_foreground() const { return ::tcgetpgrp(terminal_) == ::getpgrp(); }
+
+    const int terminal_ = ::open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY);
+    /// Where we have it; and not where we share it with those that our output is piped to, unless it asks for it.
+    bool has_terminal_ = ::isatty(STDOUT_FILENO) && is_in_foreground();
+    bool wants_terminal_ = false;
     int failure_[2]; ///< from the child: the errno of its exec
     pid_t pid_ = -1;
     std::optional<int> status_{};
@@ -289,9 +353,13 @@ template <class Lock>
 bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const Signals& signals) {
     std::optional<Clock::time_point> kill_at;
     for (;;) {
+        while (const int signal = signals.next()) { // before we look: what comes later ends the wait below
+            command.signal(signal);
+            if (signal != SIGUSR1 && signal != SIGUSR2) command.signal(SIGCONT); // it may be stopped
+        }
         command.reap(settings);
+        const bool looks_for_terminal = command.waits_for_terminal();
         if (!command.running() && !(kill_at && command.group_lives())) return !kill_at;
-        while (const int signal = signals.next()) command.signal(signal);
         const Millis left = lock.remaining();
         if (!kill_at && left <= settings.grace()) {
             kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
@@ -307,6 +375,7 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             command.signal(SIGKILL);
             limit.reset();
         }
+        if (looks_for_terminal) limit = std::min(limit.value_or(100ms), Millis{100}); // nothing tells of that
         signals.wait(kill_at ? nullptr : &Told::lost(), limit);
     }
 }
@@ -347,7 +416,7 @@ int show_checks(const Settings& settings) {
 
 /// With the server, the cluster, or the majority of several servers.
 template <class Use>
-int with_servers(const Settings& settings, Use use) {
+auto with_servers(const Settings& settings, Use use) {
     if (settings.is_cluster) {
         redislock::Cluster cluster{addresses_of(settings), options_of(settings)};
         return use(cluster);
@@ -363,35 +432,47 @@ int with_servers(const Settings& settings, Use use) {
 }
 
 template <class Servers>
-int run(Servers& servers, const Settings& settings, char** words) {
-    const Signals signals; // until now they end us
-    Told::lost();          // may throw, where the observer may not
+End run(Servers& servers, const Settings& settings, const Signals& signals, char** words) {
+    Told::lost(); // may throw, where the observer may not
     const bool fencing = !settings.fence_env.empty();
     const redislock::Options options{.ttl = settings.ttl.span,
+                                     .request_timeout = span_of(settings.request_timeout),
+                                     .retry_for = span_of(settings.retry_for),
                                      .fencing = fencing,
                                      .min_replicas = settings.min_replicas,
                                      .observer = &Told::observer};
     redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};
-    if (const int signal = acquire(lock, settings, signals)) return by_signal + signal;
+    const auto asked = Clock::now();
+    if (const int signal = acquire(lock, settings, signals)) return {by_signal + signal, signal};
+    const auto waited = std::chrono::duration_cast<Millis>(Clock::now() - asked);
+    settings.mention("the lock was acquired after " + std::to_string(waited.count()) + " ms");
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
     ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
     if (fencing) good(::setenv(settings.fence_env.c_str(), std::to_string(lock.fencing_token()).c_str(), 1));
 
     Command command{words, signals.mask_before()};
-    if (!ended_in_time(command, lock, settings, signals)) return lost;
+    if (!ended_in_time(command, lock, settings, signals)) return {lost};
     if (const int error = command.failure()) {
         settings.say(words[0] + ": "s + std::strerror(error));
-        return error == ENOENT ? 127 : 126;
+        return {error == ENOENT ? 127 : 126};
     }
     const bool ours = lock.owns_lock();
+    if (settings.keep && ours && command.end().status == 0) {
+        settings.mention("the lock is kept for " + std::to_string(lock.remaining().count()) + " ms");
+        static_cast<void>(lock.detach());
+        return {};
+    }
     const Outcome outcome = lock.unlock();
     if (outcome != Outcome::confirmed && !(outcome == Outcome::unknown && ours)) {
-        settings.say("the lease was lost before the command ended, with status " + std::to_string(command.status()));
-        return lost;
+        settings.say("the lease was lost before the command ended, with status " +
+                     std::to_string(command.end().status));
+        return {lost};
     }
     if (outcome == Outcome::unknown)
         settings.say("the key may stay for its ttl, for the release failed: " + Told::text(Told::why_unknown));
-    return command.status();
+    else
+        settings.mention("the lock is released");
+    return command.end();
 }
 
 /// Asks, and takes nothing.
@@ -407,11 +488,16 @@ int show_status(Servers& servers, const Settings& settings) {
 }
 
 /// As an exit status.
-int cause(const std::error_code& code) {
+int cause(const std::error_code& code, const Settings& settings) {
     if (code.category() != redislock::category()) return system_refuses;
     if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
-    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return held;
+    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return settings.conflict_status;
     return no_server;
+}
+
+/// Separated by white space, in a variable or a file.
+void add_urls(std::istream&& in, std::vector<std::string>& urls) {
+    for (std::string url; in >> url;) urls.push_back(url);
 }
 
 } // namespace
@@ -419,7 +505,7 @@ int cause(const std::error_code& code) {
 int main(int argc, char** argv) {
     // What follows the first -- is the command's, whatever it looks like.
     char** const split = std::find(argv + 1, argv + argc, "--"s);
-    char** const words = *split ? split + 1 : split;
+    char** words = *split ? split + 1 : split;
 
     Settings settings;
     CLI::App app{"Runs a command while it holds a lock on a Redis server, a service with sentinels, a cluster, or a "
@@ -436,18 +522,33 @@ int main(int argc, char** argv) {
                                           std::to_string(REDISLOCK_VERSION_PATCH));
     const auto key = app.add_option("--key", settings.key, "what to lock; required")->type_name("KEY");
     app.add_option("--ttl", settings.ttl, "how long the lock outlives a dead redis-flock (default 30s)");
-    const auto wait =
-        app.add_option("--wait", settings.wait, "how long to wait for the lock; 0: ask once (default: for ever)");
-    app.add_flag("--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
+    const auto wait = app.add_option("-w,--wait,--timeout", settings.wait,
+                                     "how long to wait for the lock; 0: ask once (default: for ever)");
+    app.add_flag("-n,--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
+    app.add_option("-E,--conflict-exit-code", settings.conflict_status,
+                   "the exit status where the lock was not acquired in time (default 75)")
+        ->check(CLI::Range(0, 255))
+        ->type_name("STATUS");
+    app.add_option("-c,--command", settings.shell_command, "run this by the shell, in place of the COMMAND")
+        ->type_name("STRING");
+    app.add_flag("--keep", settings.keep,
+                 "after a command that succeeds leave the lock to its ttl: so it runs at most once in that time");
+    app.add_option("--request-timeout", settings.request_timeout,
+                   "how long a server may take to answer (default a third of the ttl, 1s at most)");
+    app.add_option("--retry-for", settings.retry_for,
+                   "how long to ride out an outage (default: as long as --wait says, or else one --request-timeout)");
     app.add_option("--kill-after", settings.kill_after,
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
     app.add_option("--url", settings.urls,
-                   "the server (default redis://127.0.0.1:6379); several times: a majority of 3, 5, ... servers that "
-                   "know nothing of "
-                   "one another")
+                   "the server (default: what REDIS_URL says, or redis://127.0.0.1:6379); several: a majority of 3, "
+                   "5, ... servers that know nothing of one another")
         ->type_name("URL")
-        ->allow_extra_args(false)
-        ->envname("REDIS_URL");
+        ->allow_extra_args(false);
+    app.add_option("--url-file", settings.url_file, "a file with the URLs, which others can't read as a command line")
+        ->check(CLI::ExistingFile)
+        ->type_name("FILE");
+    app.add_option("--client-name", settings.server.client_name, "what CLIENT LIST shows (default redislock)")
+        ->type_name("NAME");
     app.add_flag("--cluster", settings.is_cluster,
                  "the URL is any node of a Redis Cluster; several: for when one is gone");
     app.add_option("--sentinel-user", settings.server.sentinel.credentials.user,
@@ -469,7 +570,7 @@ int main(int argc, char** argv) {
     app.add_option("--cert", tls.certificate, "our certificate, for a server that asks for one");
     app.add_option("--cert-key", tls.key, "its key (default: in the same file)");
     app.add_option("--sni", tls.server_name, "the name in the server's certificate (default: the URL's host)");
-    for (const char* name : {"--ttl", "--wait", "--kill-after", "--restart-delay"})
+    for (const char* name : {"--ttl", "--wait", "--kill-after", "--restart-delay", "--request-timeout", "--retry-for"})
         app.get_option(name)->check(objection)->type_name("DURATION");
     for (const char* name : {"--cacert", "--cert", "--cert-key"}) app.get_option(name)->type_name("FILE");
     app.get_option("--cacertdir")->type_name("FOLDER");
@@ -482,7 +583,9 @@ int main(int argc, char** argv) {
     app.add_flag("--status", settings.status, "only tell whether the key is held");
     app.add_flag("--check", settings.check,
                  "only tell whether the server is fit for locks on keys like this one, and what it lacks");
-    app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
+    const auto quiet = app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
+    app.add_flag("--verbose", settings.verbose, "say how long the wait took, and when the lock is released")
+        ->excludes(quiet);
     try {
         app.parse(static_cast<int>(split - argv), argv);
         if (const auto rest = app.remaining(); !rest.empty())
@@ -490,8 +593,9 @@ int main(int argc, char** argv) {
                                            ? "there is no option " + rest[0].substr(0, rest[0].find('='))
                                            : shown(rest[0]) + " is no option; the command follows --"};
         if (key->empty()) throw CLI::RequiredError{"--key"};
-        const bool only_tells = settings.status || settings.check;
-        if (only_tells == (*words != nullptr))
+        const bool only_tells = settings.status || settings.check, has_shell = !settings.shell_command.empty();
+        if (has_shell && *words != nullptr) throw CLI::ValidationError{"COMMAND", "given twice, also by --command"};
+        if (only_tells == (has_shell || *words != nullptr))
             throw CLI::ValidationError{"COMMAND",
                                        only_tells ? "--status and --check take none" : "none given; it follows --"};
         if (settings.grace() > settings.ttl.span / 2)
@@ -499,15 +603,24 @@ int main(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : usage;
     }
+    if (!settings.url_file.empty()) add_urls(std::ifstream{settings.url_file}, settings.urls);
+    if (const char* const url = ::getenv("REDIS_URL"); url && settings.urls.empty())
+        add_urls(std::istringstream{url}, settings.urls);
     if (settings.urls.empty()) settings.urls.emplace_back("redis://127.0.0.1:6379");
+    char shell[] = "/bin/sh", option[] = "-c";
+    char* by_shell[] = {shell, option, settings.shell_command.data(), nullptr};
+    if (!settings.shell_command.empty()) words = by_shell;
 
+    End end;
     try {
         if (settings.check) return show_checks(settings);
-        return with_servers(settings, [&](auto& servers) {
-            return settings.status ? show_status(servers, settings) : run(servers, settings, words);
-        });
+        if (settings.status)
+            return with_servers(settings, [&](auto& servers) { return show_status(servers, settings); });
+        const Signals signals; // until now they end us
+        end = with_servers(settings, [&](auto& servers) { return run(servers, settings, signals, words); });
     } catch (const std::system_error& error) {
         settings.say(error.what());
-        return cause(error.code());
+        return cause(error.code(), settings);
     }
+    return end();
 }

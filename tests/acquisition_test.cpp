@@ -12,7 +12,6 @@ namespace {
 
 constexpr TimePoint start{1h};
 constexpr Millis request_timeout{400};
-constexpr Options options{.ttl = 10s, .request_timeout = request_timeout};
 
 const Answer busy{Verdict::no, {Errc::busy, {}}, 5s};
 const Answer queued{.verdict = Verdict::no, .why = {Errc::busy, {}}, .holder_left = 5s, .queued = true};
@@ -24,6 +23,7 @@ const Answer never_ends{Verdict::no, {Errc::no_expiry, {}}};
 
 struct Fixture {
     detail::RoundTrip round_trip{request_timeout};
+    Options options{.ttl = 10s, .request_timeout = request_timeout};
     Acquisition until(TimePoint give_up, bool expects_to_wait = false) {
         return Acquisition{options, round_trip, expects_to_wait, start, give_up};
     }
@@ -114,6 +114,40 @@ TEST_CASE("trouble is ridden out for the request timeout, from when it was notic
         CHECK(other.answered(cut, start + 850ms).act == Act::rest);
         other.ask(start + 890ms);
         CHECK(other.answered(cut, start + 900ms).act == Act::failed);
+    }
+}
+
+TEST_CASE("a wait with a time of its own rides out trouble until that is over", "[acquisition]") {
+    Fixture fixture;
+    Acquisition waiter = fixture.until(start + 20s);
+    TimePoint now = start;
+    for (; now < start + 20s - 1ms; now += 50ms) {
+        CHECK(waiter.ask(now).deadline <= now + request_timeout);
+        const auto step = waiter.answered(refused, now + 1ms);
+        CHECK(step.act == Act::rest);
+        CHECK(step.until <= start + 20s);
+    }
+    waiter.ask(now - 1ms);
+    const auto step = waiter.answered(refused, start + 20s);
+    CHECK(step.act == Act::failed);
+    CHECK(step.why.code == Errc::unreachable);
+}
+
+TEST_CASE("retry_for says how long trouble is ridden out, whatever the wait", "[acquisition]") {
+    Fixture fixture;
+    for (const TimePoint give_up : {start + 20s, TimePoint::max()}) {
+        fixture.options.retry_for = 5s;
+        Acquisition waiter = fixture.until(give_up);
+        waiter.ask(start);
+        CHECK(waiter.answered(refused, start + 100ms).act == Act::rest);
+        waiter.ask(start + 5s);
+        CHECK(waiter.answered(refused, start + 5s).act == Act::rest);
+        waiter.ask(start + 5s);
+        CHECK(waiter.answered(refused, start + 5s + 100ms).act == Act::failed);
+        fixture.options.retry_for = 0ms;
+        Acquisition hasty = fixture.until(give_up);
+        hasty.ask(start);
+        CHECK(hasty.answered(refused, start).act == Act::failed);
     }
 }
 

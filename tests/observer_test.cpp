@@ -130,7 +130,7 @@ TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
     Memory memory;
     Diary diary;
     Options options = told_to(diary);
-    Loss why = Loss::expired;
+    Loss why = Loss::deleted;
     SECTION("deleted behind our back") {}
     SECTION("stolen") { why = Loss::stolen; }
     SECTION("nobody answers") { why = Loss::timed_out; }
@@ -143,7 +143,7 @@ TEST_CASE("an observer is told why a lease was lost, once", "[observer]") {
         why = Loss::max_hold;
     }
     RedisLock lock{memory, "k", options};
-    if (why == Loss::expired) memory.erase("k");
+    if (why == Loss::deleted) memory.erase("k");
     if (why == Loss::stolen) memory.put("k", "another", 1h);
     if (why == Loss::timed_out && options.renew) memory.set_fault(Fault::request_lost);
     memory.advance(1h);

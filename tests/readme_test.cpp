@@ -66,9 +66,9 @@ TEST_CASE("the README is short, and its tables name every option, outcome and ve
     for (const std::string& line : readme) all += line + "\n";
     CHECK(readme.size() < 300);
     for (const char* word :
-         {"`ttl`", "`renew`", "`max_hold`", "`request_timeout`", "`drift`", "`max_retry_delay`", "`confirm_release`",
-          "`client_name`", "`idle_connections`", "`restart_delay`", "`credentials`", "`resolver`", "`confirmed`",
-          "`expired`", "`stolen`", "`unknown`", "`not_held`"})
+         {"`ttl`", "`renew`", "`max_hold`", "`request_timeout`", "`retry_for`", "`drift`", "`max_retry_delay`",
+          "`confirm_release`", "`client_name`", "`idle_connections`", "`restart_delay`", "`credentials`", "`resolver`",
+          "`confirmed`", "`expired`", "`stolen`", "`unknown`", "`not_held`"})
         CHECK_THAT(all, containing(std::string{"| "} + word));
     for (const std::string& line : lines_of("include/redislock/errors.hpp")) {
         const auto comment = line.find("///< ");

@@ -62,6 +62,7 @@ TEST_CASE("an option out of its bounds is refused with its value and the bound",
         {{.ttl = Millis::max()}, "ttl is 9223372036854775807 ms", "86400000 ms"},
         {{.ttl = Millis::min()}, "ttl is -9223372036854775808 ms", "86400000 ms"},
         {{.ttl = 1s, .request_timeout = 0ms}, "request_timeout is 0 ms", "1 ms to less than 988 ms"},
+        {{.ttl = 1s, .retry_for = -1ms}, "retry_for is -1 ms", "0 ms or more"},
         {{.ttl = 1s, .request_timeout = 988ms}, "request_timeout is 988 ms", "less than 988 ms"},
         {{.ttl = 1s, .drift = -0.1}, "drift is -0.1", "0 to 0.5"},
         {{.ttl = 1s, .drift = 0.51}, "drift is 0.51", "0 to 0.5"},
@@ -105,10 +106,10 @@ TEST_CASE("what became of a lease can be printed, even if it is no value of its 
     for (const Outcome outcome :
          {Outcome::confirmed, Outcome::expired, Outcome::stolen, Outcome::unknown, Outcome::not_held, Outcome{99}})
         text << to_string(outcome) << ' ';
-    for (const Loss loss : {Loss::expired, Loss::stolen, Loss::timed_out, Loss::max_hold, Loss{99}})
+    for (const Loss loss : {Loss::deleted, Loss::stolen, Loss::timed_out, Loss::max_hold, Loss{99}})
         text << to_string(loss) << ' ';
     CHECK(text.str() == "confirmed expired stolen unknown not_held (no outcome) "
-                        "expired stolen timed_out max_hold (no loss) ");
+                        "deleted stolen timed_out max_hold (no loss) ");
 }
 
 TEST_CASE("busy, trouble and refusal are told apart", "[types]") {

@@ -119,8 +119,8 @@ public:
     ~RedisLock() { let_go(!state_ || state_->options.confirm_release ? Release::once : Release::unconfirmed); }
 
     /// Waits for as long as it takes. Throws when the server can't be asked: at once if time won't mend it, else when
-    /// trouble has lasted for the request timeout since it was noticed, so within three times that. What was granted
-    /// unknown to us is undone.
+    /// trouble has lasted for `retry_for` since it was noticed; by default that is within three request timeouts. What
+    /// was granted unknown to us is undone.
     void lock() { acquire(TimePoint::max(), {}); }
 
     /// The same, until stop is requested: false. The wait ends within milliseconds of the request, from whichever
@@ -132,8 +132,8 @@ public:
     [[nodiscard]] bool try_lock() { return acquire(TimePoint::min(), {}); }
 
     /// As lock(), and false when the time is up, or stop is requested. Blocks no longer than `span`, to connect
-    /// included; a `span` of zero or less is a try_lock(). Throws Errc::timed_out if nothing was heard in that time,
-    /// and Errc::no_expiry or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait
+    /// included; a `span` of zero or less is a try_lock(). Trouble with the server is ridden out until then, or for
+    /// `retry_for`. Throws what it was if nobody was seen to hold the key, and Errc::no_expiry or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait
     /// out.
     template <class Rep, class Period>
     [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span, std::stop_token stop = {}) {

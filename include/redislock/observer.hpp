@@ -8,7 +8,7 @@ namespace redislock {
 
 /// Why a lease was lost while it was held.
 enum class Loss {
-    expired,   ///< the key was gone when the lease was to be extended
+    deleted,   ///< the key was gone when the lease was to be extended, before its time: deleted, evicted, forgotten
     stolen,    ///< the key held something else
     timed_out, ///< it was not extended in time: it was not to be renewed, or nobody answered, or the server refused
     max_hold,  ///< it was renewed for `Options::max_hold`; it can still be used until its end
@@ -17,7 +17,7 @@ enum class Loss {
 /// The name of the enumerator.
 constexpr std::string_view to_string(Loss loss) noexcept {
     switch (loss) {
-    case Loss::expired: return "expired";
+    case Loss::deleted: return "deleted";
     case Loss::stolen: return "stolen";
     case Loss::timed_out: return "timed_out";
     case Loss::max_hold: return "max_hold";

@@ -36,9 +36,15 @@ struct Options {
     /// itself. Not set: for as long as the lock is held. At least 1 ms.
     std::optional<Millis> max_hold{};
 
-    /// How long one question may stay unanswered, and how long trouble with the server may last once it is noticed,
-    /// before that is an error. At least 1 ms, and less than the usable lease. Not set: a third of that, 1 s at most.
+    /// How long one question may stay unanswered. At least 1 ms, and less than the usable lease. Not set: a third of
+    /// that, 1 s at most.
     std::optional<Millis> request_timeout{};
+
+    /// How long a wait for the lock rides out trouble with the server, such as a restart, before that is an error; it
+    /// is counted from when the trouble is noticed. Not set: try_lock_for() and try_lock_until() until their time is
+    /// over, and lock() for the request timeout. What time does not mend, such as a wrong password, is an error at
+    /// once.
+    std::optional<Millis> retry_for{};
 
     /// The part of a ttl, 0 to 0.5, by which the clocks of client and server may differ while a lease lasts.
     double drift = 0.01;
@@ -93,6 +99,8 @@ inline void check(const Options& options) {
         refuse("request_timeout", in_ms(options.effective_request_timeout()),
                "1 ms to less than " + in_ms(options.usable()) + ", the usable part of the ttl of " +
                    in_ms(options.ttl));
+    if (options.retry_for && *options.retry_for < Millis::zero())
+        refuse("retry_for", in_ms(*options.retry_for), "0 ms or more");
     if (options.max_hold && *options.max_hold < Millis{1}) refuse("max_hold", in_ms(*options.max_hold), "1 ms or more");
     if (options.min_replicas > 100) refuse("min_replicas", std::to_string(options.min_replicas), "0 to 100");
     if (options.max_retry_delay < Millis{1} || options.max_retry_delay > std::chrono::hours{1})

@@ -9,9 +9,9 @@
 
 namespace redislock::detail {
 
-/// Contention is waited out until `give_up`; trouble, from when it is noticed, for the request timeout. Each question
-/// has that timeout, and its patience, or what is left until the last word: that is `give_up`, or one request timeout
-/// for who asks only once.
+/// Contention is waited out until `give_up`; so is trouble, or from when it is noticed for `retry_for`, which is the
+/// request timeout where there is no `give_up`. Each question has that timeout, and its patience, or what is left until
+/// the last word: that is `give_up`, or one request timeout for who asks only once.
 ///
 /// | state    | event                                     | next     | act                                         |
 /// |----------|-------------------------------------------|----------|---------------------------------------------|
@@ -20,7 +20,7 @@ namespace redislock::detail {
 /// | waiting  | busy                                      | waiting  | ask, if it stood in line; else rest         |
 /// | any      | an error that time will not mend          |          | failed: the error                           |
 /// | any      | trouble                                   | troubled | rest                                        |
-/// | troubled | trouble, for the request timeout          |          | failed: the first, or one that tells more   |
+/// | troubled | trouble, for `retry_for`                  |          | failed: the first, or one that tells more   |
 /// | any      | the last word is near, a holder was seen  |          | busy; failed, if that has no lease that ends |
 /// | any      | the last word is near, none was seen      |          | failed: the trouble                         |
 ///
@@ -31,6 +31,7 @@ public:
     Acquisition(const Options& options, RoundTrip& round_trip, bool expects_to_wait, TimePoint started,
                 TimePoint give_up) noexcept
         : request_timeout_{options.effective_request_timeout()}, recheck_{options.recheck()}, round_trip_{round_trip},
+          retry_for_{options.retry_for.value_or(give_up == TimePoint::max() ? request_timeout_ : Millis::max())},
           asks_once_{give_up <= started}, last_word_{asks_once_ ? later(started, request_timeout_) : give_up},
           state_{expects_to_wait && !asks_once_ ? State::waiting : State::asking} {}
 
@@ -105,7 +106,7 @@ private:
     void was_trouble(const Answer& answer, TimePoint now) {
         if (!busy_ && answer.was_held) busy_ = Answer{Verdict::no, {Errc::busy, {}}, answer.holder_left};
         if (busy_ && answer.never_ends()) busy_->why = answer.why;
-        if (!trouble_) trouble_ends_ = later(now, request_timeout_);
+        if (!trouble_) trouble_ends_ = later(now, retry_for_);
         // What was cut short tells less; but that nobody is there tells more than that a connection was lost.
         const bool is_gone = answer.why.code == Errc::unreachable;
         if (!trouble_ || deadline_ == in_full_ || (is_gone && trouble_->why.code == Errc::disconnected))
@@ -122,6 +123,7 @@ private:
 
     const Millis request_timeout_, recheck_;
     RoundTrip& round_trip_;
+    const Millis retry_for_;
     const bool asks_once_;
     const TimePoint last_word_;
     State state_;

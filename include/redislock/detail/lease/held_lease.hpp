@@ -208,7 +208,7 @@ private:
     Loss loss(TimePoint now) const noexcept {
         if (lease.held(now)) return Loss::max_hold;
         if (lease.state(now) != Lease::State::lost) return Loss::timed_out;
-        return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::expired;
+        return lease.loss() == Outcome::stolen ? Loss::stolen : Loss::deleted;
     }
 
     /// When a lease that was not extended is given up: so long before its end that threads which have to wait for a

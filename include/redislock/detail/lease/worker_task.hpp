@@ -25,7 +25,7 @@ public:
         TimePoint next;
         Token token{};                               ///< to ask for: see worker_request()
         TimePoint deadline{};                        ///< of its answer; or of telling: the end of the lease
-        Loss why = Loss::expired;                    ///< to tell
+        Loss why = Loss::deleted;                    ///< to tell
         std::optional<std::stop_source> listeners{}; ///< of this loss, outside the mutex; none, if nobody has asked
     };
     virtual Step step(TimePoint now) noexcept = 0;
