@@ -42,7 +42,7 @@ the lease's end as --kill-after says, and SIGKILL at its end; when it is lost wi
 deleted, SIGTERM at once and SIGKILL after that time. The lock is released when the command itself has ended, whatever
 it has left behind. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the group; before there is
 a command they end the wait. A command that SIGINT, SIGQUIT, SIGTERM or SIGHUP killed ends redis-flock by that signal
-as well, so that ^C ends a script. In the foreground of a terminal the command has the terminal; ^Z does not stop it.
+as well, so that ^C ends a script. In the foreground of a terminal the command has the terminal. ^Z stops neither.
 
 The command finds the key in REDISLOCK_KEY, and the lease's token, which proves ownership, in REDISLOCK_TOKEN; and in
 the variable that --fence-env names the number of this grant, which is greater than that of every earlier one: a
@@ -143,8 +143,8 @@ std::optional<Millis> span_of(const std::optional<Duration>& duration) {
     return duration ? std::optional{duration->span} : std::nullopt;
 }
 
-/// How it ends: with a status, and, if there is one, by a signal; `is_typed`: which the terminal sends to all that
-/// began us, when it is ^C or ^\.
+/// How it ends: with a status, and, if there is one, by a signal; `is_typed`: by ^C or ^\, which a terminal sends to
+/// the whole process group, and has sent to the command's alone.
 struct End {
     int status = 0, signal = 0;
     bool is_typed = false;
@@ -195,6 +195,11 @@ struct Told {
             },
     };
 
+    static std::string text(redislock::Loss why) {
+        if (why == redislock::Loss::deleted) return "the key is gone: deleted, evicted, or forgotten by its server";
+        if (why == redislock::Loss::stolen) return "the key is another one's";
+        return std::string{to_string(why)};
+    }
     static std::string text(Errc why) { return make_error_code(why).message(); }
 };
 
@@ -213,7 +218,8 @@ public:
             if (action.sa_handler != SIG_IGN) ::sigaddset(&set, number);
         }
         fd_ = good(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-        for (const int number : {SIGTTOU, SIGPIPE}) ::sigaddset(&set, number); // from the terminal, and for what we say
+        // Of what the terminal stops we go on, for nobody would renew the lease; and for what we say there is SIGPIPE.
+        for (const int number : {SIGTTIN, SIGTTOU, SIGTSTP, SIGPIPE}) ::sigaddset(&set, number);
         ::pthread_sigmask(SIG_BLOCK, &set, &before_);
     }
 
@@ -255,7 +261,7 @@ public:
     Command& operator=(const Command&) = delete;
     ~Command() {
         if (running()) signal(SIGKILL), ::waitpid(pid_, nullptr, 0);
-        if (has_terminal_) ::tcsetpgrp(terminal_, ::getpgrp());
+        if (::tcgetpgrp(terminal_) == pid_) ::tcsetpgrp(terminal_, ::getpgrp()); // else a shell has it by now
     }
 
     void signal(int number) const { ::kill(-pid_, number); }
@@ -303,7 +309,8 @@ public:
     }
     End end() const {
         if (!WIFSIGNALED(*status_)) return {WEXITSTATUS(*status_)};
-        return {by_signal + WTERMSIG(*status_), WTERMSIG(*status_), has_terminal_};
+        const int signal = WTERMSIG(*status_);
+        return {by_signal + signal, signal, has_terminal_ && (signal == SIGINT || signal == SIGQUIT)};
     }
 
 private:
@@ -322,8 +329,8 @@ private:
     bool is_in_foreground() const { return ::tcgetpgrp(terminal_) == ::getpgrp(); }
 
     const int terminal_ = ::open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY);
-    /// Where we have it; and not where we share it with those that our output is piped to, unless it asks for it.
-    bool has_terminal_ = ::isatty(STDOUT_FILENO) && is_in_foreground();
+    /// Where we have it; and not where we share it with those that we are piped to or from, unless it asks for it.
+    bool has_terminal_ = ::isatty(STDIN_FILENO) && ::isatty(STDOUT_FILENO) && is_in_foreground();
     bool wants_terminal_ = false;
     int failure_[2]; ///< from the child: the errno of its exec
     pid_t pid_ = -1;
@@ -365,9 +372,10 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             kill_at = Clock::now() + (left > 0ms ? left : settings.grace());
             command.signal(SIGTERM);
             command.signal(SIGCONT); // it may be stopped
-            settings.say("the lease of \"" + settings.key + "\" " +
-                         (left > 0ms ? "can't be renewed: " + Told::text(Told::why_not_renewed)
-                                     : "is lost: " + std::string{to_string(Told::why_lost)}));
+            const std::string why = settings.keep ? "ends"
+                                    : left > 0ms  ? "can't be renewed: " + Told::text(Told::why_not_renewed)
+                                                  : "is lost: " + Told::text(Told::why_lost);
+            settings.say("the lease of \"" + settings.key + "\" " + why + "; the command is ended");
         }
         std::optional<Millis> limit = left - settings.grace();
         if (kill_at) limit = std::chrono::ceil<Millis>(*kill_at - Clock::now());
@@ -399,6 +407,8 @@ template <class Server>
 void show_check(Server& server, const Settings& settings) {
     for (const std::string& warning : redislock::check(server, settings.key))
         if (!settings.quiet) std::cout << server.name() << ": " << warning << '\n';
+    const redislock::Options options{.min_replicas = settings.min_replicas};
+    if (settings.min_replicas > 0) const redislock::RedisLock lock{server, settings.key + ":redislock:check", options};
     if (!settings.quiet) std::cout << server.name() << ": locks can be had\n";
 }
 int show_checks(const Settings& settings) {
@@ -436,6 +446,7 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
     Told::lost(); // may throw, where the observer may not
     const bool fencing = !settings.fence_env.empty();
     const redislock::Options options{.ttl = settings.ttl.span,
+                                     .renew = !settings.keep,
                                      .request_timeout = span_of(settings.request_timeout),
                                      .retry_for = span_of(settings.retry_for),
                                      .fencing = fencing,
@@ -478,11 +489,13 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
 /// Asks, and takes nothing.
 template <class Servers>
 int show_status(Servers& servers, const Settings& settings) {
-    const auto holder = redislock::inspect(servers, settings.key, 5s);
+    const Millis limit = span_of(settings.request_timeout).value_or(5s);
+    const auto holder = redislock::inspect(servers, settings.key, limit);
     std::string text = "free";
     if (holder)
         text = holder->remaining ? "held, for " + std::to_string(holder->remaining->count()) + " ms if it isn't renewed"
                                  : "held, without an end";
+    if (holder && holder->token()) text += ", by the token " + std::string{holder->token()->hex()};
     if (!settings.quiet) std::cout << text << '\n';
     return holder ? held : 0;
 }
@@ -495,9 +508,18 @@ int cause(const std::error_code& code, const Settings& settings) {
     return no_server;
 }
 
-/// Separated by white space, in a variable or a file.
-void add_urls(std::istream&& in, std::vector<std::string>& urls) {
+/// Who we are, for an operator who looks for the one that holds a lock.
+std::string client_name() {
+    char host[65] = "";
+    ::gethostname(host, sizeof host - 1);
+    return "redis-flock:" + std::string{host} + ':' + std::to_string(::getpid());
+}
+
+/// Separated by white space, in a variable or a file: there is one at least.
+void add_urls(std::istream&& in, const std::string& where, std::vector<std::string>& urls) {
+    const std::size_t before = urls.size();
     for (std::string url; in >> url;) urls.push_back(url);
+    if (urls.size() == before) throw CLI::ValidationError{where, "there is no URL, or it can't be read"};
 }
 
 } // namespace
@@ -508,6 +530,8 @@ int main(int argc, char** argv) {
     char** words = *split ? split + 1 : split;
 
     Settings settings;
+    bool as_always = true;
+    settings.server.client_name = client_name();
     CLI::App app{"Runs a command while it holds a lock on a Redis server, a service with sentinels, a cluster, or a "
                  "majority of several servers, which no other client can hold then.",
                  "redis-flock"};
@@ -522,8 +546,9 @@ int main(int argc, char** argv) {
                                           std::to_string(REDISLOCK_VERSION_PATCH));
     const auto key = app.add_option("--key", settings.key, "what to lock; required")->type_name("KEY");
     app.add_option("--ttl", settings.ttl, "how long the lock outlives a dead redis-flock (default 30s)");
-    const auto wait = app.add_option("-w,--wait,--timeout", settings.wait,
-                                     "how long to wait for the lock; 0: ask once (default: for ever)");
+    const auto wait =
+        app.add_option("-w,--wait,--timeout", settings.wait,
+                       "how long to wait for the lock; 0: ask once (default: for ever, but see --retry-for)");
     app.add_flag("-n,--nonblock", settings.nonblock, "the same as --wait 0")->excludes(wait);
     app.add_option("-E,--conflict-exit-code", settings.conflict_status,
                    "the exit status where the lock was not acquired in time (default 75)")
@@ -531,12 +556,16 @@ int main(int argc, char** argv) {
         ->type_name("STATUS");
     app.add_option("-c,--command", settings.shell_command, "run this by the shell, in place of the COMMAND")
         ->type_name("STRING");
-    app.add_flag("--keep", settings.keep,
-                 "after a command that succeeds leave the lock to its ttl: so it runs at most once in that time");
+    app.add_flag(
+        "--keep", settings.keep,
+        "do not renew the lock, and after a command that succeeds leave it to its ttl: so it runs at most once "
+        "in that time, which is to be some seconds shorter than that between two runs");
     app.add_option("--request-timeout", settings.request_timeout,
                    "how long a server may take to answer (default a third of the ttl, 1s at most)");
     app.add_option("--retry-for", settings.retry_for,
-                   "how long to ride out an outage (default: as long as --wait says, or else one --request-timeout)");
+                   "how long a wait rides out an outage (default: as long as --wait says, or else one "
+                   "--request-timeout)");
+    app.add_flag("-x,-e,--exclusive,-o,--close", as_always, "as with flock(1), where this is done in any case");
     app.add_option("--kill-after", settings.kill_after,
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
     app.add_option("--url", settings.urls,
@@ -547,7 +576,8 @@ int main(int argc, char** argv) {
     app.add_option("--url-file", settings.url_file, "a file with the URLs, which others can't read as a command line")
         ->check(CLI::ExistingFile)
         ->type_name("FILE");
-    app.add_option("--client-name", settings.server.client_name, "what CLIENT LIST shows (default redislock)")
+    app.add_option("--client-name", settings.server.client_name,
+                   "what CLIENT LIST shows (default redis-flock:HOST:PID)")
         ->type_name("NAME");
     app.add_flag("--cluster", settings.is_cluster,
                  "the URL is any node of a Redis Cluster; several: for when one is gone");
@@ -600,12 +630,12 @@ int main(int argc, char** argv) {
                                        only_tells ? "--status and --check take none" : "none given; it follows --"};
         if (settings.grace() > settings.ttl.span / 2)
             throw CLI::ValidationError{"--kill-after", "at most half of the ttl"};
+        if (!settings.url_file.empty()) add_urls(std::ifstream{settings.url_file}, settings.url_file, settings.urls);
+        if (const char* const url = ::getenv("REDIS_URL"); url && settings.urls.empty())
+            add_urls(std::istringstream{url}, "REDIS_URL", settings.urls);
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : usage;
     }
-    if (!settings.url_file.empty()) add_urls(std::ifstream{settings.url_file}, settings.urls);
-    if (const char* const url = ::getenv("REDIS_URL"); url && settings.urls.empty())
-        add_urls(std::istringstream{url}, settings.urls);
     if (settings.urls.empty()) settings.urls.emplace_back("redis://127.0.0.1:6379");
     char shell[] = "/bin/sh", option[] = "-c";
     char* by_shell[] = {shell, option, settings.shell_command.data(), nullptr};

@@ -169,6 +169,19 @@ TEST_CASE("at the end it is busy if somebody was seen to hold it, whatever troub
     CHECK(step.until == start + 300ms);
 }
 
+TEST_CASE("at the end of an outage that the holder's lease did not outlast it is the outage", "[acquisition]") {
+    Fixture fixture;
+    Acquisition waiter = fixture.until(start + 20s);
+    waiter.ask(start);
+    CHECK(waiter.answered(busy, start + 1ms).act == Act::ask); // it has 5 s left
+    waiter.ask(start + 1ms);
+    CHECK(waiter.answered(refused, start + 3s).act == Act::rest);
+    waiter.ask(start + 20s - 1ms);
+    const auto step = waiter.answered(refused, start + 20s);
+    CHECK(step.act == Act::failed);
+    CHECK(step.why.code == Errc::unreachable);
+}
+
 TEST_CASE("at the end a key whose holder has no lease that ends is an error", "[acquisition]") {
     Fixture fixture;
     const auto step = fixture.at_the_end(never_ends, never_ends);

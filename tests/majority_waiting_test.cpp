@@ -7,6 +7,7 @@
 #include "waiters.hpp"
 
 #include <atomic>
+#include <sstream>
 
 using namespace redislock;
 using namespace std::chrono_literals;
@@ -251,4 +252,109 @@ TEST_CASE("who releases a lock and asks again at once is behind those in line", 
         CHECK(turns_before_the_next(redis, confirms,
                                     [&] { test::until([&] { return server.blocked_clients() == 1; }); }) < 30);
     }
+}
+
+namespace {
+
+/// Another client's.
+struct Others {
+    explicit Others(Line& line) {
+        std::vector<Redis*> all;
+        for (test::RedisServer& server : line.servers) all.push_back(&nodes.emplace_back(server.unix_uri()));
+        quorum.emplace(std::move(all));
+    }
+    std::deque<Redis> nodes{};
+    std::optional<Quorum<Redis>> quorum{};
+};
+
+/// All connections of ours but those over which somebody stands in line.
+void hang_up_on_the_others(test::RedisServer& server) {
+    std::istringstream clients{server.text({"CLIENT", "LIST"})};
+    for (std::string line; std::getline(clients, line);) {
+        if (line.find("name=redislock") == line.npos || line.find("flags=b") != line.npos) continue;
+        server.command({"CLIENT", "KILL", "ID", line.substr(3, line.find(' ') - 3)});
+    }
+}
+
+} // namespace
+
+TEST_CASE("a look over connections that have died meanwhile costs nobody his place", "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Others others{line};
+    const Lock holder{*others.quorum, "k", looks_often};
+    std::stop_source stop;
+    std::jthread waiter{[&] {
+        Lock lock{quorum, "k", looks_often, std::defer_lock};
+        static_cast<void>(lock.lock(stop.get_token()));
+    }};
+    test::RedisServer& server = line.until_there();
+    Options options = looks_often;
+    options.confirm_release = false;
+    for (int i = 0; i < 5; ++i) {
+        { const Lock other{quorum, "other", options}; } // the answers to its release are not read
+        for (test::RedisServer& one : line.servers) hang_up_on_the_others(one);
+        detail::wait(-1, 0, later(now(), looks_often.recheck() + 50ms));
+        CHECK(server.blocked_clients() == 1);
+    }
+    stop.request_stop();
+}
+
+TEST_CASE("a look that is not answered costs nobody else the answer to his request", "[redis][quorum][waiting]") {
+    constexpr Options looks_after_2s{.ttl = 60s, .request_timeout = 4s};
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Others others{line};
+    const Lock holder{*others.quorum, "k", looks_after_2s};
+    Lock own{quorum, "own", looks_after_2s};
+    std::stop_source stop;
+    std::jthread waiter{[&] {
+        Lock lock{quorum, "k", looks_after_2s, std::defer_lock};
+        static_cast<void>(lock.lock(stop.get_token()));
+    }};
+    line.until_there();
+    const TimePoint start = now();
+    const auto sleep_until = [&](Millis moment) { detail::wait(-1, 0, start + moment); };
+    sleep_until(1s);
+    for (test::RedisServer& server : line.servers) server.stop();
+    sleep_until(2'600ms);
+    stop.request_stop();
+    waiter.join();
+    std::jthread thaws{[&] {
+        sleep_until(5s); // the look's time is up by then
+        for (test::RedisServer& server : line.servers) server.go_on();
+    }};
+    CHECK(own.unlock() == Outcome::confirmed);
+    thaws.join();
+}
+
+TEST_CASE("many who have waited at one server leave room for the connection of one who waits at another",
+          "[redis][quorum][waiting]") {
+    Line line;
+    Quorum<Redis> quorum = line.quorum();
+    Others others{line};
+    const auto try_for = [&](const std::string& key, Millis time) {
+        return Lock(quorum, key, looks_seldom, std::defer_lock).try_lock_for(time);
+    };
+    const auto server_of = [&](const std::string& key) {
+        std::jthread waiter{[&] { static_cast<void>(try_for(key, 400ms)); }};
+        return &line.until_there();
+    };
+    const Lock held{*others.quorum, "crowded", looks_seldom};
+    test::RedisServer* const crowded = server_of("crowded");
+    std::deque<Lock> more;
+    test::RedisServer* server = crowded;
+    for (int i = 0; server == crowded; ++i) {
+        more.emplace_back(*others.quorum, std::to_string(i), looks_seldom);
+        test::until([&] { return line.place() == nullptr; });
+        server = server_of(std::string{more.back().key()});
+    }
+    {
+        std::vector<std::jthread> crowd;
+        for (int i = 0; i < 20; ++i) crowd.emplace_back([&] { static_cast<void>(try_for("crowded", 1s)); });
+    }
+    const auto connections = [&] { return server->statistic("stats", "total_connections_received:"); };
+    const long long before = connections();
+    for (int i = 0; i < 10; ++i) CHECK_FALSE(try_for(std::string{more.back().key()}, 60ms));
+    CHECK(connections() - before <= 4);
 }

@@ -23,6 +23,7 @@ namespace redislock::detail {
 /// | troubled | trouble, for `retry_for`                  |          | failed: the first, or one that tells more   |
 /// | any      | the last word is near, a holder was seen  |          | busy; failed, if that has no lease that ends |
 /// | any      | the last word is near, none was seen      |          | failed: the trouble                         |
+/// | troubled | the last word is near, the holder that was seen is over |  | failed: the trouble             |
 ///
 /// A waiting question has patience: it may stand in line. The first one has it where the last grant had to be waited
 /// for, or somebody was in line when the key was released last.
@@ -71,7 +72,7 @@ public:
         if (now >= asked_ + patience_ && (answer.is_busy() || is_late)) round_trip_.measured(now - asked_ - patience_);
         if (answer.is_busy()) {
             if (asks_once_) return {Step::Act::busy, now};
-            was_busy(answer);
+            was_busy(answer, now);
         } else {
             if (!answer.is_trouble()) return {Step::Act::failed, now, {}, answer.why};
             was_trouble(answer, now);
@@ -96,14 +97,20 @@ private:
         return last_word_ - std::min((last_word_ - now) / 2, for_an_answer());
     }
 
-    void was_busy(const Answer& answer) {
+    void was_busy(const Answer& answer, TimePoint now) {
         if (patience_ > Millis::zero() || !busy_) busy_ = answer; // a plain question tells less
+        saw_holder(answer, now);
         trouble_.reset();
         trouble_ends_ = TimePoint::max();
         state_ = State::waiting;
     }
 
+    void saw_holder(const Answer& answer, TimePoint now) {
+        held_until_ = answer.holder_left ? later(now, *answer.holder_left) : TimePoint::max();
+    }
+
     void was_trouble(const Answer& answer, TimePoint now) {
+        if (answer.was_held) saw_holder(answer, now);
         if (!busy_ && answer.was_held) busy_ = Answer{Verdict::no, {Errc::busy, {}}, answer.holder_left};
         if (busy_ && answer.never_ends()) busy_->why = answer.why;
         if (!trouble_) trouble_ends_ = later(now, retry_for_);
@@ -116,7 +123,7 @@ private:
 
     /// A holder who has no lease that ends is worth an error.
     Step the_end() const {
-        if (!busy_) return {Step::Act::failed, last_word_, {}, trouble_->why};
+        if (!busy_ || (trouble_ && last_word_ > held_until_)) return {Step::Act::failed, last_word_, {}, trouble_->why};
         if (busy_->why.code != Errc::busy) return {Step::Act::failed, last_word_, {}, busy_->why};
         return {Step::Act::busy, last_word_};
     }
@@ -129,7 +136,7 @@ private:
     State state_;
     TimePoint asked_{}, in_full_{}, deadline_{};
     Millis patience_{0};
-    TimePoint trouble_ends_ = TimePoint::max();
+    TimePoint trouble_ends_ = TimePoint::max(), held_until_ = TimePoint::max();
     std::optional<Answer> busy_{}, trouble_{}; ///< what is known of the holder, and of the trouble
 };
 

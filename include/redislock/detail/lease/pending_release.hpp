@@ -10,7 +10,7 @@
 namespace redislock::detail {
 
 /// It is asked for until it is answered, or until the key is gone by itself. One that undoes an acquire has to be told
-/// twice that there is no such key: a server that was silent may have read it before the acquire.
+/// twice, with a pause, that the key is not ours: a server that was silent may have read it before the acquire.
 class PendingRelease final : public WorkerTask {
 public:
     PendingRelease(Request release, const Options& options, TimePoint gone_by)
@@ -41,9 +41,12 @@ public:
     std::optional<Progress> answered(const Token&, const Answer& answer, TimePoint, TimePoint now) noexcept override {
         constexpr TimePoint::duration least = Millis{10}, longest = Millis{1'000};
         const std::lock_guard guard{mutex_};
+        const bool is_absent = answer.why.code == Errc::expired || answer.why.code == Errc::stolen;
+        if (is_absent && !release_.was_granted && !std::exchange(was_absent_, true)) {
+            ask_at_ = now + 2 * least;
+            return Progress{next()};
+        }
         was_tried_ = true;
-        const bool was_absent = answer.why.code == Errc::expired;
-        if (was_absent && !release_.was_granted && !std::exchange(was_absent_, true)) return Progress{ask_at_ = now};
         if (!answer.is_trouble()) return Progress{gone_by_ = now};
         pause_ = std::clamp(2 * pause_, least, longest);
         ask_at_ = now + pause_ / 2 + TimePoint::duration{now.time_since_epoch() % (pause_ / 2)};

@@ -93,6 +93,7 @@ public:
 
     /// Asks all servers that are not at rest how the key stands, and `at` in any case, for a place in line is there.
     std::shared_ptr<Look> look_around(Request request, std::size_t at) {
+        advance(); // as vote() does
         const TimePoint now = node_set_.now();
         request.deadline = request.deadline.by(later(now, request.recheck));
         auto look = std::make_shared<Look>(std::move(request), at, node_set_.nodes.size());

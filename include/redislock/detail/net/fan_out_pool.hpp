@@ -75,7 +75,8 @@ private:
     void give_back(std::unique_ptr<PlaceInLine<Node>> place) noexcept try {
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
-        if (idle.places.size() < most_idle) idle.places.push_back(std::move(place));
+        if (idle.places.size() >= most_idle) idle.places.erase(idle.places.begin()); // it may be where nobody waits
+        idle.places.push_back(std::move(place));
     } catch (...) { // as above
     }
 

@@ -18,7 +18,7 @@ public:
     /// At which server.
     std::size_t at() const noexcept { return at_; }
     /// The connection is good for another wait.
-    bool is_idle() const noexcept { return link_.owed() == 0; }
+    bool is_idle() const noexcept { return link_.owed() == 0 && !link_.is_closed(); }
 
     /// Yes: it is our turn, or the key is seen to be free at a majority. No, and busy: the patience is over. Anything
     /// else: the place is worth nothing, and others had better stand elsewhere. `fan_outs` lends one by take(token) and

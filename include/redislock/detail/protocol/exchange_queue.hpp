@@ -129,11 +129,11 @@ public:
 
     enum class Overdue { none, answered_alone, all };
 
-    /// Overdue extensions are answered alone, with `verdict` and `why`, for others under way may have more time, and
-    /// must not pay for the impatient. All: there are no others, or an acquire or a release is overdue, behind which
-    /// there is something to be sent: the connection is to be given up.
+    /// Overdue extensions and looks are answered alone, with `verdict` and `why`, for others under way may have more
+    /// time, and must not pay for the impatient. All: there are no others, or an acquire or a release is overdue,
+    /// behind which there is something to be sent: the connection is to be given up.
     Overdue answer_overdue(TimePoint now, Verdict verdict, const Failure& why) {
-        bool any = false, others = false, only_extensions = true;
+        bool any = false, others = false, all_alone = true;
         due_ = TimePoint::max();
         visit([&](Exchange& exchange) {
             if (exchange.is_told()) return;
@@ -142,11 +142,12 @@ public:
                 due_ = std::min(due_, exchange.due());
             } else {
                 any = true;
-                only_extensions = only_extensions && exchange.request().verb == Verb::extend;
+                const Verb verb = exchange.request().verb;
+                all_alone &= verb == Verb::extend || (verb == Verb::acquire && !exchange.may_grant());
             }
         });
         if (!any) return Overdue::none;
-        if (!others || !only_extensions) return Overdue::all;
+        if (!others || !all_alone) return Overdue::all;
         visit([&](Exchange& exchange) {
             if (exchange.is_told() || !exchange.is_overdue(now, out)) return;
             exchange.revoke();
