@@ -43,7 +43,7 @@ public:
         const std::lock_guard guard{mutex_};
         const bool is_absent = answer.why.code == Errc::expired || answer.why.code == Errc::stolen;
         if (is_absent && !release_.was_granted && !std::exchange(was_absent_, true)) {
-            ask_at_ = now + 2 * least;
+            ask_at_ = now + Millis{2};
             return Progress{next()};
         }
         was_tried_ = true;
