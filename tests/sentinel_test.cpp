@@ -301,8 +301,8 @@ TEST_CASE("of sentinels that were restarted one is believed that was not", "[red
     CHECK(second.asked() == 1);
 }
 
-// The thread sanitizer takes a thread of the child for one of the parent's; and the address sanitizer's allocator may be
-// locked by a thread of the parent at the fork, for ever in the child.
+// The thread sanitizer takes a thread of the child for one of the parent's; and the address sanitizer's allocator may
+// be locked by a thread of the parent at the fork, for ever in the child.
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a forked child asks the sentinels for itself", "[redis][sentinel]") {
     test::RedisServer server;

@@ -133,8 +133,8 @@ public:
 
     /// As lock(), and false when the time is up, or stop is requested. Blocks no longer than `span`, to connect
     /// included; a `span` of zero or less is a try_lock(). Trouble with the server is ridden out until then, or for
-    /// `retry_for`. Throws what it was if nobody was seen to hold the key, and Errc::no_expiry or Errc::wrong_type if the key was held, to the end, in a way that no lease of ours can wait
-    /// out.
+    /// `retry_for`. Throws what it was if nobody was seen to hold the key, and Errc::no_expiry or Errc::wrong_type if
+    /// the key was held, to the end, in a way that no lease of ours can wait out.
     template <class Rep, class Period>
     [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& span, std::stop_token stop = {}) {
         return span > span.zero() ? acquire(later(own().backend.now(), span), stop) : try_lock();
