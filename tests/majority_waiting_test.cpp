@@ -1,6 +1,5 @@
 // Waiting for a lock over a majority of real servers: who is next, where the line stands, and what becomes of those in
-// it when that server is frozen, gone, or in error. A waiter looks for himself every half request timeout. Where that
-// is 10 s, whoever is quick was woken.
+// it when that server is frozen, gone, or in error.
 #include "catch.hpp"
 #include "quorum_servers.hpp"
 #include "until.hpp"
@@ -12,14 +11,14 @@
 using namespace redislock;
 using namespace std::chrono_literals;
 using detail::now;
+using test::looks_seldom;
+using test::quick;
 using test::Servers;
 using test::Waiters;
 
 namespace {
 
-constexpr Options looks_seldom{.ttl = 60s, .request_timeout = 20s};
 constexpr Options looks_often{.ttl = 60s, .request_timeout = 600ms};
-constexpr auto quick = 5s; // on a machine that is busy with other tests
 
 using Lock = RedisLock<Quorum<Redis>>;
 

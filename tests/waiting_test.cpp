@@ -1,5 +1,5 @@
 // Waiting for a lock on a real server: who is next, what wakes him, what may go wrong meanwhile, and that nothing is
-// left. A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
+// left.
 #include "catch.hpp"
 #include "fake_server.hpp"
 #include "no_descriptors.hpp"
@@ -22,14 +22,14 @@ using namespace std::chrono_literals;
 using detail::now;
 using test::failure;
 using test::FakeServer;
+using test::looks_seldom;
 using test::Peer;
+using test::quick;
 using test::Waiters;
 
 namespace {
 
-constexpr Options looks_seldom{.ttl = 60s, .request_timeout = 20s};
 constexpr Options looks_often{.ttl = 60s, .request_timeout = 400ms};
-constexpr auto quick = 5s; // on a machine that is busy with other tests
 constexpr auto generous = 30s;
 
 const std::string announcement = "{k}:redislock:waiting", hand_off_list = "{k}:redislock:turn";

@@ -52,6 +52,20 @@ template <class Place>
 void check_ttl(Place& place, Millis ttl) {
     if constexpr (requires { place.check_ttl(ttl); }) place.check_ttl(ttl);
 }
+
+/// Whether it may become another server, so that leases are watched whether they are renewed or not.
+template <class Place>
+bool may_move(const Place& place) noexcept {
+    if constexpr (requires { place.may_move(); }) return place.may_move();
+    return false;
+}
+
+/// Whether somebody stood in line when the key was released there, of late.
+template <class Place>
+bool is_contended(const Place& place, std::string_view key) noexcept {
+    if constexpr (requires { place.is_contended(key); }) return place.is_contended(key);
+    return false;
+}
 } // namespace detail
 
 } // namespace redislock

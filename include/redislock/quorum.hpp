@@ -38,7 +38,6 @@ concept QuorumNode = requires(Node& node, std::string_view key, Deadline until, 
     { node.name() } -> std::convertible_to<std::string>;
     { node.now() } noexcept -> std::same_as<TimePoint>;
     { node.has_line() } noexcept -> std::same_as<bool>;
-    { node.is_contended(key) } noexcept -> std::same_as<bool>;
     { node.fresh() } -> std::same_as<Token>;
     { node.pause(until) } noexcept;
     { node.inspect(key, until, holder) } -> std::same_as<Answer>;
@@ -72,10 +71,7 @@ public:
 
     /// Whether one of its servers may become another one: see Redis.
     bool may_move() const noexcept {
-        return std::any_of(nodes_.begin(), nodes_.end(), [](Node* node) {
-            if constexpr (requires { node->may_move(); }) return node->may_move();
-            return false;
-        });
+        return std::any_of(nodes_.begin(), nodes_.end(), [](Node* node) { return detail::may_move(*node); });
     }
 
     /// For those that it must outlive.
@@ -132,7 +128,7 @@ public:
 
     /// Whether somebody stood in line when the key was released, of late.
     bool is_contended(std::string_view key) const noexcept {
-        return std::any_of(nodes_.begin(), nodes_.end(), [&](Node* node) { return node->is_contended(key); });
+        return std::any_of(nodes_.begin(), nodes_.end(), [&](Node* node) { return detail::is_contended(*node, key); });
     }
 
     /// Who has the key at a majority of them; nothing if nobody has. They are asked one after another, each for its

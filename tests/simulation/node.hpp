@@ -219,7 +219,6 @@ struct SimNode {
     void pause(const Deadline& until) noexcept;
     const std::string& name() const noexcept { return known_as; }
     bool has_line() const noexcept { return true; }
-    bool is_contended(std::string_view) const noexcept { return false; }
     Answer inspect(std::string_view, const Deadline&, Holder&) { return {Verdict::unknown}; }
 
     class Alarm {

@@ -13,6 +13,11 @@
 
 namespace test {
 
+/// A waiter looks for himself every half request timeout. Where that is 10 s, whoever is quick was woken.
+inline constexpr redislock::Options looks_seldom{.ttl = std::chrono::seconds{60},
+                                                 .request_timeout = std::chrono::seconds{20}};
+inline constexpr std::chrono::seconds quick{5}; ///< on a machine that is busy with other tests
+
 /// They wait for the lock "k" in the order in which they were added, and note in which order they had it. `Place` tells
 /// by blocked_clients() how many stand in line there.
 template <class Place, class Backend>

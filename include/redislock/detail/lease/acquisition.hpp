@@ -23,7 +23,9 @@ namespace redislock::detail {
 /// | troubled | trouble, for `retry_for`                  |          | failed: the first, or one that tells more   |
 /// | any      | the last word is near, a holder was seen  |          | busy; failed, if that has no lease that ends |
 /// | any      | the last word is near, none was seen      |          | failed: the trouble                         |
-/// | troubled | the last word is near, the holder that was seen is over |  | failed: the trouble             |
+/// | troubled | the same, or the holder's lease is over   |          | failed: the trouble                         |
+///
+/// A holder's lease is taken to be over when that has passed which he had left when he was last seen.
 ///
 /// A waiting question has patience: it may stand in line. The first one has it where the last grant had to be waited
 /// for, or somebody was in line when the key was released last.

@@ -25,7 +25,7 @@ public:
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         using Act = Acquisition::Step::Act;
         const StopSignal signal{stop};
-        Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(), started, give_up};
+        Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(backend, key), started, give_up};
         Backoff backoff{backend, options.max_retry_delay};
         for (unsigned attempts = 1; !stop.stop_requested(); ++attempts) {
             const auto [deadline, patience] = acquisition.ask(backend.now());
@@ -99,11 +99,6 @@ public:
     }
 
 private:
-    bool is_contended() const {
-        if constexpr (requires { backend.is_contended(key); }) return backend.is_contended(key);
-        return false;
-    }
-
     /// With the lease's own token.
     Request request(Verb verb, const Deadline& deadline) const {
         Request request = HeldLease::request(verb, lease.token(), options.ttl, deadline);

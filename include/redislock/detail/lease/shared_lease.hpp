@@ -63,17 +63,13 @@ private:
     bool granted(TimePoint started, unsigned attempts) try {
         granted_at_ = backend.now();
         const std::uint64_t fencing_token = lease.fencing_token(granted_at_);
-        if (options.renew || options.max_hold || (options.observer && options.observer->lost) || may_move()) share();
+        if (options.renew || options.max_hold || (options.observer && options.observer->lost) || may_move(backend))
+            share();
         detail::tell(options.observer, &Observer::acquired, {key, granted_at_ - started, attempts, fencing_token});
         return true;
     } catch (...) {
         end(Release::unconfirmed);
         throw;
-    }
-
-    bool may_move() const noexcept {
-        if constexpr (requires { backend.may_move(); }) return backend.may_move();
-        return false;
     }
 
     /// From now on the lease is renewed, if that is wanted, and its end watched.

@@ -195,7 +195,7 @@ private:
     }
 
     void leave() {
-        ExchangeQueue::LastWords last = queue_.last_words();
+        ExchangeQueue::ClosingWrite last = queue_.closing_write();
         if (!is_ready()) last.bytes.replace(0, queue_.out.size(), connector_.unsent());
         connection_.leave(last.bytes, last.is_blocked);
         server_.lingering.get().keep(connection_.take_lingering());

@@ -134,11 +134,11 @@ public:
 
     /// Sends last words, as far as that goes without waiting, and puts the socket aside. `half_close` tells a server
     /// that blocks for us in a line that we leave it.
-    void leave(std::string_view last_words, bool half_close) {
-        while (!last_words.empty()) {
-            const ssize_t sent = send(last_words);
+    void leave(std::string_view closing_write, bool half_close) {
+        while (!closing_write.empty()) {
+            const ssize_t sent = send(closing_write);
             if (sent <= 0) break;
-            last_words.remove_prefix(static_cast<std::size_t>(sent));
+            closing_write.remove_prefix(static_cast<std::size_t>(sent));
         }
         transport_ = nullptr;
         if (half_close) ::shutdown(socket_.fd(), SHUT_WR);

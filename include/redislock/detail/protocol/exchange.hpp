@@ -65,6 +65,9 @@ public:
     /// nobody would be there to send it in full if the server does not know it.
     virtual bool needs_undo() const noexcept { return may_grant(); }
 
+    /// Whether it may stay unanswered without an end of the connection: nothing has to be sent behind it.
+    bool can_be_left() const noexcept { return !may_grant() && request().verb != Verb::release; }
+
     /// Whether what it asks for has yet to be sent, when another reply has come.
     virtual bool is_proving() const noexcept { return false; }
 

@@ -129,11 +129,11 @@ public:
 
     enum class Overdue { none, answered_alone, all };
 
-    /// Overdue extensions and looks are answered alone, with `verdict` and `why`, for others under way may have more
-    /// time, and must not pay for the impatient. All: there are no others, or an acquire or a release is overdue,
-    /// behind which there is something to be sent: the connection is to be given up.
+    /// Overdue exchanges that can be left are answered alone, with `verdict` and `why`, for others under way may have
+    /// more time, and must not pay for the impatient. All: there are no others, or one that can't be left is overdue:
+    /// the connection is to be given up.
     Overdue answer_overdue(TimePoint now, Verdict verdict, const Failure& why) {
-        bool any = false, others = false, all_alone = true;
+        bool any = false, others = false, can_be_left = true;
         due_ = TimePoint::max();
         visit([&](Exchange& exchange) {
             if (exchange.is_told()) return;
@@ -142,12 +142,11 @@ public:
                 due_ = std::min(due_, exchange.due());
             } else {
                 any = true;
-                const Verb verb = exchange.request().verb;
-                all_alone &= verb == Verb::extend || (verb == Verb::acquire && !exchange.may_grant());
+                can_be_left &= exchange.can_be_left();
             }
         });
         if (!any) return Overdue::none;
-        if (!others || !all_alone) return Overdue::all;
+        if (!others || !can_be_left) return Overdue::all;
         visit([&](Exchange& exchange) {
             if (exchange.is_told() || !exchange.is_overdue(now, out)) return;
             exchange.revoke();
@@ -164,15 +163,15 @@ public:
         });
     }
 
-    struct LastWords {
+    struct ClosingWrite {
         std::string bytes{};
         bool is_blocked = false; ///< the server blocks for one that is to be undone
     };
 
     /// What was not answered in time is still carried out, whenever the server comes to it: so acquires are released
     /// behind. Releases that have not been sent yet are: they do no harm wherever the connection leads to.
-    LastWords last_words() {
-        LastWords last{out};
+    ClosingWrite closing_write() {
+        ClosingWrite last{out};
         sent_ += out.size();
         for (const Slot& slot : under_way_) {
             if (!slot.exchange) continue;
@@ -199,7 +198,7 @@ public:
         acquires_ = 0;
     }
 
-    /// The connection has failed. `is_left`: last_words() were sent; `is_refused`: the server has read nothing.
+    /// The connection has failed. `is_left`: closing_write() were sent; `is_refused`: the server has read nothing.
     void tell_all(const Failure& why, bool is_left, bool is_refused) {
         for (auto& exchange : counted_) exchange->tell(exchange->unanswered(Verdict::unknown, why));
         for (Slot& slot : under_way_) {

@@ -18,7 +18,7 @@ enum class ReleaseForm {
     delex,       ///< the command of Redis 8.4
 };
 
-/// How a server takes a release, as far as is known; and whose turn it was then.
+/// How a server takes a release, as far as is known; and after which releases it was somebody's turn.
 struct ServersRelease {
     std::atomic<ReleaseForm> form{ReleaseForm::script};
     std::atomic<bool> is_proven{false}; ///< nothing is granted before

@@ -9,7 +9,7 @@
 
 namespace redislock::detail {
 
-/// The way of renewals to all nodes.
+/// Renewals to all nodes.
 template <class Node>
 class QuorumPort {
 public:
@@ -26,7 +26,7 @@ public:
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Way& way : channels_.all) way.advance(now);
+        for (Link& channel : channels_.all) channel.advance(now);
         for (const auto& [renewal, answer] : std::exchange(news_->decided, {})) answered(renewal, answer);
         for (const auto& [task, node, trouble] : std::exchange(news_->changes, {}))
             task->tell_server(nodes_[node]->name(), trouble == Errc{} ? std::error_code{} : make_error_code(trouble));
@@ -49,10 +49,10 @@ public:
         for (const Node* node : nodes_) moves += node->locator().moves();
         return std::exchange(moves_, moves) != moves;
     }
-    void wait(const typename Engine::Alarm& alarm) { Way::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
+    void wait(const typename Engine::Alarm& alarm) { Link::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
 
 private:
-    using Way = typename Node::Link;
+    using Link = typename Node::Link;
 
     /// What has come of renewals since it was looked at last, and what the trouble with each server is.
     struct News {
@@ -91,7 +91,7 @@ private:
     const std::vector<Node*>& nodes_ = node_set_.nodes;
     const std::shared_ptr<News> news_;
     unsigned moves_ = 0; ///< at first that is the truth, or costs a renewal that is early
-    RenewalChannels<Way, Node> channels_;
+    RenewalChannels<Link, Node> channels_;
 };
 
 } // namespace redislock::detail

@@ -7,7 +7,7 @@
 
 namespace redislock::detail {
 
-/// The way of the worker's requests to a server: over the connections that are there, or else over new ones.
+/// The worker's requests to a server: over the connections that are there, or else over new ones.
 class ServerPort {
 public:
     using Engine = System;
@@ -15,12 +15,12 @@ public:
     explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
 
     void send(Renewal renewal) {
-        BorrowedChannel& way = channels_.to(0, renewal.channel_group());
-        way.send(std::make_shared<WorkerQuestion>(std::move(renewal), pool_, answered_));
+        BorrowedChannel& channel = channels_.to(0, renewal.channel_group());
+        channel.send(std::make_shared<WorkerQuestion>(std::move(renewal), pool_, answered_));
     }
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (BorrowedChannel& way : channels_.all) way.advance(now);
+        for (BorrowedChannel& channel : channels_.all) channel.advance(now);
         for (const auto& [renewal, answer] : std::exchange(*answered_, {})) answered(renewal, answer);
     }
     TimePoint due() const noexcept { return channels_.due(); }
@@ -33,7 +33,7 @@ public:
     }
     void wait(const Alarm& alarm) const {
         ChannelWait wait{{TimePoint::max(), alarm.fd()}};
-        for (const BorrowedChannel& way : channels_.all) way.add_to(wait);
+        for (const BorrowedChannel& channel : channels_.all) channel.add_to(wait);
         wait();
     }
 
