@@ -255,6 +255,17 @@ TEST_CASE("a peer that resets or closes before we write kills nobody", "[connect
     CHECK(after.sa_handler == SIG_DFL);
 }
 
+TEST_CASE("why a connection has ended is not forgotten when more is to be sent", "[connection]") {
+    FakeServer server{[](Peer& peer, int) { peer.reset(); }};
+    BlockingConnection connection = connected(server.tcp_uri());
+    for (const TimePoint limit = now() + 10s; now() < limit && connection.write(ping, limit);) {
+    }
+    const std::string reason = connection.failure().detail;
+    CHECK_FALSE(reason.empty());
+    CHECK_FALSE(connection.write(ping, now()));
+    CHECK(connection.failure().detail == reason);
+}
+
 TEST_CASE("a storm of signals neither shortens a deadline nor prolongs it", "[connection]") {
     const test::SignalStorm storm;
     FakeServer server{[](Peer& peer, int nth) {
