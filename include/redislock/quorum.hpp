@@ -19,7 +19,6 @@
 #pragma once
 
 #include "backend.hpp"
-#include "detail/lease/pending_release.hpp"
 #include "detail/net/fan_out_pool.hpp"
 #include "detail/renewal/quorum_port.hpp"
 #include "detail/system/lifetime.hpp"
@@ -121,7 +120,6 @@ public:
                 fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
-        if (question.verb == Verb::release) hand_over(fan_out->uncertain(question), question);
         fan_outs_.give_back(std::move(fan_out));
         return answer;
     }
@@ -196,20 +194,6 @@ private:
 
     /// For what nobody waits for: a connection may have to be made for it.
     Deadline in_its_own_time() const noexcept { return later(now(), Millis{1'000}); }
-
-    /// One that may not carry a release out is asked for it by its own worker. Where there is no memory, or
-    /// no thread, the key goes with its ttl.
-    void hand_over(Nodes to, const Request& release) noexcept try {
-        const TimePoint time = now(), gone_by = later(time, release.ttl);
-        const Options options{.ttl = release.ttl};
-        Request own = release;
-        own.was_granted = false; // by the server itself, which counts those
-        for (std::size_t n = 0; n < nodes_.size(); ++n)
-            if constexpr (requires(const std::shared_ptr<detail::WorkerTask>& task) { nodes_[n]->keep(task, time); })
-                if ((to >> n & 1) != 0)
-                    nodes_[n]->keep(std::make_shared<detail::PendingRelease>(own, options, gone_by), time);
-    } catch (...) {
-    }
 
     Failure same_server() const {
         const auto [one, other] = *node_set_.identities.twins();

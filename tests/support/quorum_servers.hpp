@@ -34,18 +34,19 @@ struct Servers {
         return count;
     }
     /// An acquire may be on its way to those that were not waited for.
-    bool have_all_within(redislock::Millis limit) {
+    bool have_all_within(redislock::Millis limit, const std::string& key = "k") {
         for (const redislock::TimePoint end = redislock::later(redislock::detail::now(), limit);
              redislock::detail::now() < end;)
-            if (keys() == servers.size()) return true;
+            if (keys(key) == servers.size()) return true;
         return false;
     }
     /// Each of them has granted it, and so is connected.
     redislock::RedisLock<redislock::Quorum<redislock::Redis>>
-    locked_everywhere(redislock::Quorum<redislock::Redis>& quorum, const redislock::Options& options) {
+    locked_everywhere(redislock::Quorum<redislock::Redis>& quorum, const redislock::Options& options,
+                      const std::string& key = "k") {
         for (;;) {
-            redislock::RedisLock lock{quorum, "k", options};
-            if (have_all_within(redislock::Millis{200})) return lock;
+            redislock::RedisLock lock{quorum, key, options};
+            if (have_all_within(redislock::Millis{200}, key)) return lock;
         }
     }
     /// As a server does to those that it has not heard of for too long: all but the operator.

@@ -88,6 +88,9 @@ public:
             advance();
         }
         if (!is_done()) advance(); // we may have been paused meanwhile, and the answers are here
+        if (request.verb == Verb::release)
+            for (std::size_t n = 0; n < nodes; ++n)
+                if (may_come_to_nothing(request, n)) votes->hand_over(n);
         return votes;
     }
 
@@ -103,22 +106,6 @@ public:
             links_[n].announce(look, n);
         }
         return look;
-    }
-
-    /// Servers that may have the key, and may never carry the release out: it has not been sent yet, for they do not
-    /// read, or it is behind a WAIT, where it is dropped if the connection ends first. Where the acquire has not been
-    /// sent either the two are given up together.
-    Nodes uncertain(const Request& release) const noexcept {
-        Nodes nodes = 0;
-        for (std::size_t n = 0; n < node_set_.nodes.size(); ++n) {
-            const Nodes bit = Nodes{1} << n;
-            if constexpr (requires { links_[n].is_flushed(); })
-                if ((release.nodes & bit) != 0 && links_[n].owed() > 0 &&
-                    (!links_[n].is_flushed() || links_[n].owes_an_acquire(release.token, 1)) &&
-                    !(links_[n].is_opening() && links_[n].owes_an_acquire(release.token)))
-                    nodes |= bit;
-        }
-        return nodes;
     }
 
     void advance() {
@@ -146,23 +133,42 @@ private:
         link.identify(of, 0, end);
     };
 
-    /// A votes that also tells the node_set what became of each server.
+    /// A count of votes that also tells the node_set what became of each server. A release that a server did not carry
+    /// out is handed over to its worker, also when that is known later than the votes are decided.
     struct Poll final : VoteCount {
         Poll(NodeSet<Node>& of, Request what)
             : VoteCount{static_cast<unsigned>(of.nodes.size()), std::move(what)}, node_set{of} {}
         NodeSet<Node>& node_set;
-        Nodes may_be_silent = 0, heard = 0, unasked = 0;
+        Nodes may_be_silent = 0, heard = 0, unasked = 0, handed_over = 0;
 
         void answered(std::size_t node, Answer answer) override {
             node_set.heard(node, answer);
+            // An undo that was not sent is behind an acquire that was not sent.
+            const bool is_needed = request.was_granted || answer.verdict == Verdict::unknown;
+            if (request.verb == Verb::release && is_needed && answer.is_trouble()) hand_over(node);
             heard |= Nodes{1} << node;
             count(node, answer);
+        }
+        void hand_over(std::size_t node) noexcept {
+            const Nodes bit = Nodes{1} << node;
+            if ((request.nodes & ~handed_over & bit) != 0) node_set.hand_over(node, request);
+            handed_over |= bit;
         }
         bool awaits_only_silent() const noexcept {
             const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
             return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;
         }
     };
+
+    /// Whether the server may never carry the release out: it has not been sent yet, for the server does not read, or
+    /// it is behind a WAIT, where it is dropped if the connection ends first. Where the acquire has not been sent
+    /// either the two are given up together.
+    bool may_come_to_nothing(const Request& release, std::size_t n) const noexcept {
+        if constexpr (requires { links_[n].is_flushed(); })
+            return links_[n].owed() > 0 && (!links_[n].is_flushed() || links_[n].owes_an_acquire(release.token, 1)) &&
+                   !(links_[n].is_opening() && links_[n].owes_an_acquire(release.token));
+        return false;
+    }
 
     /// Whether the release does not wait for a connection, for nobody may come again to send it. It is not needed by a
     /// server to which the acquire has not been sent either, and servers that are known to be silent are not waited

@@ -3,13 +3,14 @@
 #pragma once
 
 #include "../../errors.hpp"
-#include "../lease/request.hpp"
+#include "../lease/pending_release.hpp"
 #include "../protocol/key_slot.hpp"
 #include "../system/clock.hpp"
 #include "../system/random.hpp"
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -132,6 +133,19 @@ struct NodeSet {
         if (answer.is_about_the_key() || !answer.why) trouble = Errc{};
         health[node].says(trouble);
         return trouble;
+    }
+
+    /// One that may not carry a release out is asked for it by its own worker. Where there is no memory, or no thread,
+    /// the key goes with its ttl.
+    void hand_over(std::size_t node, const Request& release) const noexcept try {
+        const TimePoint time = now();
+        if constexpr (requires(std::shared_ptr<WorkerTask> task) { nodes[node]->keep(task, time); }) {
+            Request own = release;
+            own.was_granted = false; // by the server itself, which counts those
+            const Options options{.ttl = release.ttl};
+            nodes[node]->keep(std::make_shared<PendingRelease>(own, options, later(time, release.ttl)), time);
+        }
+    } catch (...) {
     }
 
     const std::vector<Node*> nodes;
