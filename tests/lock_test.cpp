@@ -462,6 +462,26 @@ TEST_CASE("an extension is asked again after trouble, and counts from its first 
     CHECK(backend.now() + lock.remaining() <= asked + 9898ms);
 }
 
+TEST_CASE("the reason of an unknown outcome is kept until the next one", "[lock]") {
+    Memory memory;
+    RedisLock lock{memory, "k", {.ttl = 10s, .renew = false}};
+    CHECK_FALSE(lock.last_error());
+    memory.inject(Fault::reset_before);
+    memory.set_fault(Fault::request_lost);
+    CHECK(lock.extend(20s) == Outcome::unknown);
+    CHECK(lock.last_error().code == Errc::disconnected); // and not that the last one was cut short
+    memory.set_fault(Fault::none);
+    CHECK(lock.extend(20s) == Outcome::confirmed);
+    CHECK_FALSE(lock.last_error());
+    memory.refuse(Errc::read_only);
+    CHECK(lock.unlock() == Outcome::unknown);
+    CHECK(lock.last_error().code == Errc::read_only);
+    CHECK(lock.extend(20s) == Outcome::not_held);
+    CHECK_FALSE(lock.last_error());
+    const RedisLock<Memory> moved = std::move(lock);
+    CHECK_FALSE(lock.last_error());
+}
+
 TEST_CASE("an extension that nobody answers is unknown, and leaves the lease as it was", "[lock]") {
     Memory memory;
     RedisLock lock{memory, "k", options};

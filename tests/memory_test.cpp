@@ -1,5 +1,6 @@
 #include "conformance.hpp"
 
+#include <redislock/any_backend.hpp>
 #include <redislock/memory.hpp>
 
 namespace {
@@ -22,6 +23,12 @@ struct MemoryWorld {
     std::optional<std::string> get(const std::string& key) { return memory.get(key); }
 };
 
+struct AnyWorld : MemoryWorld {
+    AnyBackend any{memory};
+
+    AnyBackend& backend() { return any; }
+};
+
 Answer ask(Memory& memory, Verb verb, const Token& token, Millis within = 1s) {
     return memory.ask({verb, "k", token, 10s, memory.now() + within});
 }
@@ -39,6 +46,48 @@ TEST_CASE("a memory with a slow line is a backend like any other", "[memory][con
     MemoryWorld world;
     world.memory.set_latency(20ms);
     test::Conformance{world}.run();
+}
+
+TEST_CASE("any backend is a backend like any other", "[memory][conformance]") {
+    AnyWorld world;
+    test::Conformance{world}.run();
+}
+
+TEST_CASE("a memory that refuses does so as a server would, and serves again", "[memory]") {
+    Memory memory;
+    RedisLock held{memory, "held", {.ttl = 9s, .max_retry_delay = 1ms}};
+    RedisLock lock{memory, "k", {.ttl = 10s}, std::defer_lock};
+    const auto code = [&](auto ask) -> std::error_code {
+        try {
+            ask();
+        } catch (const std::system_error& error) {
+            return error.code();
+        }
+        return {};
+    };
+    for (const Errc why : {Errc::auth_failed, Errc::no_permission, Errc::out_of_memory, Errc::unsupported}) {
+        const TimePoint start = memory.now();
+        memory.refuse(why);
+        CHECK(code([&] { lock.lock(); }) == why); // at once
+        CHECK(code([&] { static_cast<void>(inspect(memory, "k")); }) == why);
+        CHECK(memory.now() == start);
+    }
+    for (const Errc why : {Errc::read_only, Errc::loading, Errc::unreachable}) {
+        const TimePoint start = memory.now();
+        memory.refuse(why);
+        CHECK(code([&] { static_cast<void>(lock.try_lock_for(1s)); }) == why);
+        CHECK(memory.now() == start + 1s);
+    }
+    memory.refuse(Errc{});
+    CHECK(lock.try_lock());
+    CHECK(held.owns_lock());
+    memory.refuse(Errc::unreachable);
+    memory.advance(9s);
+    CHECK(held.lost().stop_requested());
+    CHECK(lock.unlock() == Outcome::unknown);
+    memory.refuse(Errc{});
+    memory.advance(2s);
+    CHECK_FALSE(memory.get("k")); // its worker has released it
 }
 
 TEST_CASE("simulated time stands still until it is moved or waited for", "[memory]") {

@@ -20,12 +20,14 @@ struct Diary {
     Observer observer{
         this,
         [](void* self, const Observer::Acquired& event) noexcept { of(self).acquired.push_back(event); },
+        [](void* self, const Observer::NotAcquired& event) noexcept { of(self).not_acquired.push_back(event); },
         [](void* self, const Observer::Renewed& event) noexcept { of(self).renewed.push_back(event); },
         [](void* self, const Observer::NotRenewed& event) noexcept { of(self).not_renewed.push_back(event); },
         [](void* self, const Observer::Lost& event) noexcept { of(self).lost.push_back(event.why); },
         [](void* self, const Observer::Released& event) noexcept { of(self).released.push_back(event); },
     };
     std::vector<Observer::Acquired> acquired{};
+    std::vector<Observer::NotAcquired> not_acquired{};
     std::vector<Observer::Renewed> renewed{};
     std::vector<Observer::NotRenewed> not_renewed{};
     std::vector<Loss> lost{};
@@ -61,6 +63,38 @@ TEST_CASE("an observer is told how long a lock was waited for, and how long it w
     CHECK(diary.released[0].held == 1s);
     CHECK(diary.released[0].outcome == Outcome::confirmed);
     CHECK(diary.lost.empty());
+}
+
+TEST_CASE("an observer is told why a lock was not acquired, after how long, and how often it was asked for",
+          "[observer]") {
+    Memory memory;
+    memory.set_latency(10ms);
+    Diary diary;
+    const auto misses = [&](Missed reason, std::error_code why) {
+        const Observer::NotAcquired last =
+            diary.not_acquired.empty() ? Observer::NotAcquired{} : diary.not_acquired.back();
+        const bool good = diary.not_acquired.size() == 1 && last.reason == reason && last.why == why;
+        diary.not_acquired.clear();
+        return good && diary.acquired.empty() ? std::pair{last.waited, last.attempts} : std::pair{-1ns, 0U};
+    };
+    RedisLock lock{memory, "k", told_to(diary), std::defer_lock};
+    {
+        RedisLock other{memory, "k", 60s};
+        CHECK_FALSE(lock.try_lock());
+        CHECK(misses(Missed::busy, {}) == std::pair<Observer::Span, unsigned>{10ms, 1});
+        CHECK_FALSE(lock.try_lock_for(5s));
+        const auto [waited, attempts] = misses(Missed::timed_out, {});
+        CHECK(waited >= 4s);
+        CHECK(attempts >= 2);
+        std::stop_source stop;
+        stop.request_stop();
+        CHECK_FALSE(lock.lock(stop.get_token()));
+        CHECK(misses(Missed::stopped, {}) == std::pair<Observer::Span, unsigned>{0s, 0});
+    }
+    memory.refuse(Errc::auth_failed);
+    CHECK(failure([&] { return lock.try_lock_for(5s); }).code == Errc::auth_failed);
+    CHECK(misses(Missed::error, make_error_code(Errc::auth_failed)) == std::pair<Observer::Span, unsigned>{10ms, 1});
+    CHECK(to_string(Missed::stopped) == "stopped");
 }
 
 TEST_CASE("an observer is told of each renewal, and what had been left of the lease", "[observer]") {

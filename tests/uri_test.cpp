@@ -34,6 +34,12 @@ TEST_CASE("what is no URI of a server is refused with the reason", "[address]") 
     const Row rows[] = {
         {"", "it is empty"},
         {"localhost:6379", "no scheme"},
+        {"redis://h:6379 ", "ends with a space"},
+        {"redis://h:6379/1\n", "line break"},
+        {" redis://h", "begins or ends with a space"},
+        {"redis://a,redis://b,redis://c", "more than one URI"},
+        {"redis://a:1 redis://b:2 redis://c:3", "more than one URI"},
+        {"redis://user:pass@a/1,redis://b", "more than one URI"},
         {"http://h", "not redis://, rediss://"},
         {"unix+sentinel://h/service", "not redis://, rediss://"},
         {"redis-sentinel://h/service", "nor redis+sentinel://"},

@@ -167,20 +167,12 @@ public:
         detail::check_ttl(ttl);
         detail::check_ttl(own().backend, ttl);
         const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
-        const TimePoint asked = state->backend.now();
-        const Lease lease = state->copy();
-        switch (lease.state(asked)) {
-        case Lease::State::held: {
-            const Outcome outcome = state->extend(lease, ttl);
-            const TimePoint now = state->backend.now();
-            if (state->kept() && !state->held(now)) state->backend.keep(state, now); // whose thread tells of the loss
-            return outcome;
-        }
-        case Lease::State::lost: return lease.loss();
-        case Lease::State::lapsed: return Outcome::expired;
-        default: return Outcome::not_held;
-        }
+        return state->extend(ttl);
     }
+
+    /// Why the last unlock() or extend() is unknown: the code, and in words which server it was, and what was wrong.
+    /// Nothing after any other outcome.
+    [[nodiscard]] Failure last_error() const { return is_ours() ? state_->trouble() : Failure{}; }
 
     /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at
     /// the latest shortly before its end, so that it is heard before the server may give the lease to anyone else. That

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backend.hpp"
+#include "detail/lease/faults.hpp"
 #include "detail/lease/keyspace.hpp"
 #include "detail/renewal/renewer.hpp"
 #include "detail/renewal/simulated_worker.hpp"
@@ -15,15 +16,6 @@
 #include <mutex>
 
 namespace redislock {
-
-/// What may befall a request on its way to the memory and back.
-enum class Fault {
-    none,
-    request_lost, ///< it never arrives, and nobody answers
-    reply_lost,   ///< it is carried out, and nobody answers
-    reset_before, ///< the connection breaks before it is carried out
-    reset_after,  ///< the connection breaks after it is carried out
-};
 
 /// A place for leases without a server. Thread-safe; neither copied nor moved.
 ///
@@ -65,12 +57,14 @@ public:
 
     Answer ask(const Request& request) {
         std::unique_lock guard{mutex_};
-        const Fault fault = next_fault();
+        const Fault fault = faults_.next();
         const TimePoint arrival = time() + std::exchange(delay_, Millis::zero()) + latency_ / 2;
         TimePoint reply = arrival + latency_ / 2;
         if (!real_) work_until(guard, std::min(arrival, request.deadline.at));
         Answer answer{Verdict::unknown};
-        if (fault != Fault::request_lost && fault != Fault::reset_before) {
+        if (faults_.refusal != Errc{}) {
+            answer = {Verdict::no, {faults_.refusal, {}}};
+        } else if (!detail::Faults::is_lost(fault)) {
             answer = deliver(request, request.verb, arrival);
             if (answer.is_busy() && request.patience > Millis::zero()) {
                 answer = stand_in_line(guard, request, arrival);
@@ -88,7 +82,7 @@ public:
             if (time() >= reply) return answer;
         }
         wait(guard, fault == Fault::none ? request.deadline : request.first_answer(time()));
-        if (request.verb == Verb::acquire && fault != Fault::request_lost)
+        if (request.verb == Verb::acquire && fault != Fault::request_lost && faults_.refusal == Errc{})
             deliver(request, Verb::release, std::max(arrival, time() + latency_ / 2));
         return {Verdict::unknown, {Errc::timed_out, {}}};
     }
@@ -114,6 +108,7 @@ public:
     /// Who has the key: at once.
     Answer inspect(std::string_view key, const Deadline&, Holder& holder) {
         const std::lock_guard guard{mutex_};
+        if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
         const auto* entry = keys().find(key, time());
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
         holder.value = entry->value.substr(0, Holder::longest_value);
@@ -133,13 +128,20 @@ public:
     /// Befalls one request: the next that has no fault yet. Calls queue up.
     void inject(Fault fault) {
         const std::lock_guard guard{mutex_};
-        faults_.push_back(fault);
+        faults_.once.push_back(fault);
     }
 
     /// Befalls every request, until it is set to none. A deaf server's requests are lost, a mute one's replies.
     void set_fault(Fault fault) {
         const std::lock_guard guard{mutex_};
-        lasting_ = fault;
+        faults_.lasting = fault;
+    }
+
+    /// The server refuses every request with this error, as one does that is loading, read only, out of memory, behind
+    /// a new password, or down (`Errc::unreachable`). `Errc{}`: it serves again.
+    void refuse(Errc why) {
+        const std::lock_guard guard{mutex_};
+        faults_.refusal = why;
     }
 
     /// The next request arrives this much later, and what is later than its deadline is carried out all the same.
@@ -232,9 +234,10 @@ private:
 
     Answer answer_worker(const Request& request) {
         const std::lock_guard guard{mutex_};
-        const Fault fault = next_fault();
+        const Fault fault = faults_.next();
         const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
-        if (fault == Fault::request_lost || fault == Fault::reset_before) return silence;
+        if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
+        if (detail::Faults::is_lost(fault)) return silence;
         const Answer done = keys().carry_out({request, request.verb, time()});
         return fault == Fault::none ? done : silence;
     }
@@ -263,13 +266,6 @@ private:
         return answer;
     }
 
-    Fault next_fault() {
-        if (faults_.empty()) return lasting_;
-        const Fault fault = faults_.front();
-        faults_.pop_front();
-        return fault;
-    }
-
     /// Carried out now as seen by the one who asks, whose clock stands still until then; what is late, when it is due.
     Answer deliver(const Request& request, Verb verb, TimePoint arrival) {
         if (arrival <= request.deadline.at && verb == request.verb) {
@@ -286,8 +282,7 @@ private:
     mutable std::mutex mutex_;
     TimePoint simulated_{std::chrono::hours{1}};
     detail::Keyspace keys_;
-    std::deque<Fault> faults_;
-    Fault lasting_ = Fault::none;
+    detail::Faults faults_;
     Millis delay_{0};
     TimePoint::duration latency_{0};
     std::uint64_t tokens_ = 0;

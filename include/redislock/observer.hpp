@@ -25,6 +25,25 @@ constexpr std::string_view to_string(Loss loss) noexcept {
     return "(no loss)";
 }
 
+/// Why a lock was not acquired.
+enum class Missed {
+    busy,      ///< it was asked for once, and somebody else had it
+    timed_out, ///< somebody else had it until the wait's time was up
+    stopped,   ///< a stop was requested
+    error,     ///< what is thrown
+};
+
+/// The name of the enumerator.
+constexpr std::string_view to_string(Missed reason) noexcept {
+    switch (reason) {
+    case Missed::busy: return "busy";
+    case Missed::timed_out: return "timed_out";
+    case Missed::stopped: return "stopped";
+    case Missed::error: return "error";
+    }
+    return "(no reason)";
+}
+
 /// A table of functions for an application's metrics, for Options::observer to point to. Each may be left out: that
 /// costs a comparison. Nothing is allocated for a call, and no mutex of ours is held. What a view refers to lives as
 /// long as the call.
@@ -32,7 +51,8 @@ constexpr std::string_view to_string(Loss loss) noexcept {
 /// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running
 /// when the lock is gone, even after `released`.
 ///
-/// Several functions may be called at the same time. `acquired` and `released` are called by the lock's own thread.
+/// Several functions may be called at the same time. `acquired`, `not_acquired` and `released` are called by the lock's
+/// own thread.
 /// `renewed`, `not_renewed`, `voted` and `server` must return at once: they are called by the thread that renews all
 /// leases of a backend, `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the
 /// threads that run the callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks
@@ -45,6 +65,13 @@ struct Observer {
         Span waited;                 ///< from the call until it was held
         unsigned attempts;           ///< how many questions were asked, the last one included
         std::uint64_t fencing_token; ///< 0: the grant is not numbered
+    };
+    struct NotAcquired {
+        std::string_view key;
+        Missed reason;
+        std::error_code why; ///< of an error
+        Span waited;         ///< from the call until it was given up
+        unsigned attempts;   ///< how many questions were asked
     };
     struct Renewed {
         std::string_view key;
@@ -77,6 +104,7 @@ struct Observer {
 
     void* context = nullptr; ///< the first argument of each
     void (*acquired)(void* context, const Acquired& event) noexcept = nullptr;
+    void (*not_acquired)(void* context, const NotAcquired& event) noexcept = nullptr;
     void (*renewed)(void* context, const Renewed& event) noexcept = nullptr;
     void (*not_renewed)(void* context, const NotRenewed& event) noexcept = nullptr;
     void (*lost)(void* context, const Lost& event) noexcept = nullptr;

@@ -2,6 +2,7 @@
 /// and needs hiredis.
 #pragma once
 
+#include "any_backend.hpp"
 #include "check.hpp"
 #include "inspect.hpp"
 #include "lock.hpp"

@@ -51,6 +51,7 @@ public:
     Address parse() {
         const auto scheme_end = rest_.find("://");
         if (rest_.empty()) refuse("it is empty");
+        if (is_blank(rest_.front()) || is_blank(rest_.back())) refuse("it begins or ends with a space or a line break");
         if (scheme_end == rest_.npos)
             refuse("it has no scheme; expected redis://, rediss://, redis+sentinel:// or unix://");
         std::string scheme{rest_.substr(0, scheme_end)};
@@ -63,6 +64,8 @@ public:
         if (!address_.tls && scheme != "redis" && scheme != "valkey" && scheme != "unix")
             refuse("its scheme is not redis://, rediss://, valkey://, valkeys:// or unix://, nor redis+sentinel:// or "
                    "rediss+sentinel://");
+        if (scheme != "unix" && rest_.find("://") != rest_.npos)
+            refuse("it holds more than one URI, and a server has one");
         const std::string_view query = split_off('?');
         if (rest_.find('#') != rest_.npos || query.find('#') != query.npos) refuse("it has a fragment");
         credentials();
@@ -195,6 +198,8 @@ private:
         raise({Errc::bad_uri, std::string{"\""}.append(printable(shown)) + "\": " + why +
                                   (has_user && (is_tcp(scheme) || scheme == "unix://") ? hint : "")});
     }
+
+    static bool is_blank(char c) noexcept { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
     static bool is_tcp(std::string_view scheme) noexcept {
         scheme.remove_suffix(std::min<std::size_t>(scheme.size(), 3));

@@ -24,10 +24,14 @@ public:
     /// ours.
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         using Act = Acquisition::Step::Act;
+        unsigned attempts = 0;
+        Missed reason = Missed::stopped;
+        Failure why;
         const StopSignal signal{stop};
         Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(backend, key), started, give_up};
         Backoff backoff{backend, options.max_retry_delay};
-        for (unsigned attempts = 1; !stop.stop_requested(); ++attempts) {
+        while (!stop.stop_requested()) {
+            ++attempts;
             const auto [deadline, patience] = acquisition.ask(backend.now());
             const Answer answer = attempt({deadline, signal.fd()}, patience);
             const TimePoint now = backend.now();
@@ -37,10 +41,14 @@ public:
             if (step.act == Act::rest) backoff.rest({step.until, signal.fd()}, step.holder_left);
             if (step.act == Act::ask || step.act == Act::rest) continue;
             if (step.until > now) backend.pause({step.until, signal.fd()});
-            if (step.act == Act::failed) fail(step.why);
+            reason = step.act == Act::failed ? Missed::error : give_up > started ? Missed::timed_out : Missed::busy;
+            why = step.why;
             break;
         }
         undo_unheard();
+        detail::tell(options.observer, &Observer::not_acquired,
+                     {key, reason, why.code, backend.now() - started, attempts});
+        if (reason == Missed::error) complain(why);
         return 0;
     }
 
@@ -61,36 +69,46 @@ public:
         complain(answer.why ? answer.why : Failure{Errc::timed_out, "adopted too late to be of use"});
     }
 
-    /// `was`: the lease as it is now, and held.
-    Outcome extend(const Lease& was, Millis ttl) {
+    /// Of one that has ended: what had become of it.
+    Outcome extend(Millis ttl) {
+        trouble_ = {};
         const TimePoint asked = backend.now();
+        const Lease was = copy();
+        switch (was.state(asked)) {
+        case Lease::State::held: break;
+        case Lease::State::lost: return was.loss();
+        case Lease::State::lapsed: return Outcome::expired;
+        default: return Outcome::not_held;
+        }
         longest_ = std::max(longest_, later(asked, ttl + options.effective_request_timeout()));
         const TimePoint deadline = std::min(was.end(), asked + options.effective_request_timeout());
-        const Outcome outcome =
-            insist(extension(was.token(), covering(ttl, was, asked), deadline),
-                   [&](const Answer& answer) { return extended(was.token(), answer, asked, ttl, backend.now()); });
+        const auto judge = [&](const Answer& answer) {
+            trouble_ = answer.why;
+            return extended(was.token(), answer, asked, ttl, backend.now());
+        };
+        const Outcome outcome = insist(extension(was.token(), covering(ttl, was, asked), deadline), judge);
+        if (outcome != Outcome::unknown) trouble_ = {};
         const TimePoint now = backend.now();
         if (outcome == Outcome::confirmed) tell_renewed(now - asked, was.end() - now);
         return outcome;
     }
 
-    struct Ended {
-        Outcome outcome;
-        std::error_code why{}; ///< of an unknown outcome
-    };
+    /// Why the last extension or release is unknown.
+    const Failure& trouble() const noexcept { return trouble_; }
 
     /// Whether the answer to a release is waited for, and asked for again while there is trouble.
     enum class Release { until_answered, once, unconfirmed };
 
     /// Ends the lease, and says what had become of it. What could not be released is left to the backend's worker.
-    Ended let_go(TimePoint now, Release how) {
+    Outcome let_go(TimePoint now, Release how) {
         const Lease::State was = lease.state(now);
+        trouble_ = {};
         lease.let_go();
-        if (was == Lease::State::lost) return {lease.loss()};
+        if (was == Lease::State::lost) return lease.loss();
         if (was == Lease::State::held || was == Lease::State::lapsed)
             return release(later(now, options.effective_request_timeout()), how);
         undo_unheard();
-        return {Outcome::not_held};
+        return Outcome::not_held;
     }
 
     /// Throws what it is about, with the lock's key.
@@ -163,19 +181,19 @@ private:
         return deadline.by(later(backend.now(), options.effective_request_timeout()));
     }
 
-    Ended release(TimePoint deadline, Release how) {
+    Outcome release(TimePoint deadline, Release how) {
         Request question = request(Verb::release, deadline);
         question.wants_answer = how != Release::unconfirmed;
-        std::error_code why;
         bool is_open = false;
         const auto judge = [&](const Answer& answer) {
-            if (!answer.is_about_the_key()) why = answer.why.code; // to which it may have been deleted
+            if (!answer.is_about_the_key()) trouble_ = answer.why; // to which it may have been deleted
             is_open = answer.is_trouble();
             return lease.released(answer);
         };
         const Outcome outcome = insist(question, judge, how == Release::until_answered);
         if (is_open) release_later(std::move(question));
-        return {outcome, outcome == Outcome::unknown ? why : std::error_code{}};
+        if (outcome != Outcome::unknown) trouble_ = {};
+        return outcome;
     }
 
     /// Where there is no memory, or no thread, the key goes with its ttl.
@@ -197,11 +215,7 @@ private:
         release(now, Release::unconfirmed);
     }
 
-    [[noreturn]] void fail(const Failure& why) {
-        undo_unheard();
-        complain(why);
-    }
-
+    Failure trouble_{};
     RoundTrip round_trip_{options.effective_request_timeout()};
     TimePoint longest_{};      ///< when a lease ends at the latest for which an extension was asked
     Token granted_{};          ///< of the last grant

@@ -33,6 +33,13 @@ public:
         granted(started, 1);
     }
 
+    Outcome extend(Millis ttl) {
+        const Outcome outcome = LeaseHolder<B>::extend(ttl);
+        const TimePoint now = backend.now();
+        if (this->kept() && !this->held(now)) backend.keep(this->shared_from_this(), now); // whose thread tells of it
+        return outcome;
+    }
+
     std::stop_token lost() {
         auto [source, fresh] = this->listen();
         if (fresh && this->over(backend.now()))
@@ -45,9 +52,9 @@ public:
     Outcome end(Release how) noexcept try {
         unshare();
         const TimePoint now = backend.now();
-        const auto [outcome, why] = this->let_go(now, how);
+        const Outcome outcome = this->let_go(now, how);
         if (outcome != Outcome::not_held)
-            tell(options.observer, &Observer::released, {key, now - granted_at_, outcome, why});
+            tell(options.observer, &Observer::released, {key, now - granted_at_, outcome, this->trouble().code});
         return outcome;
     } catch (...) {
         return Outcome::unknown;
