@@ -1,5 +1,7 @@
 // flock(1) for a cluster: runs a command while a lock is held, and ends the command before the lock can be another's.
 // How, and with which exit status, is told in `manual`.
+#include "status_table.hpp"
+
 #include <redislock/cluster.hpp>
 #include <redislock/redislock.hpp>
 
@@ -19,6 +21,7 @@
 #include <atomic>
 #include <charconv>
 #include <cmath>
+#include <ctime>
 #include <deque>
 #include <fstream>
 #include <future>
@@ -116,7 +119,7 @@ std::string no_name(const std::string& text) {
 }
 
 struct Settings {
-    std::string key{}, shell_command{};
+    std::string key{}, pattern{}, shell_command{};
     std::vector<std::string> urls{};
     std::string url_file{};
     redislock::RedisOptions server{};
@@ -124,7 +127,7 @@ struct Settings {
     unsigned min_replicas = 0;
     std::string fence_env{};
     Duration ttl{30s};
-    std::optional<Duration> wait{}, kill_after{}, restart_delay{}, request_timeout{}, retry_for{};
+    std::optional<Duration> wait{}, kill_after{}, restart_delay{}, request_timeout{}, retry_for{}, watch{};
     int conflict_status = 75;
     bool nonblock = false, keep = false, status = false, check = false, quiet = false, verbose = false;
 
@@ -500,6 +503,41 @@ int show_status(Servers& servers, const Settings& settings) {
     return holder ? held : 0;
 }
 
+/// Of several keys, or again and again. Returns only where it is not to watch.
+template <class Server>
+int show_table(std::deque<Server>& servers, const Settings& settings) {
+    StatusTable<Server> table{servers, span_of(settings.request_timeout).value_or(1s)};
+    const char* const clear = ::isatty(STDOUT_FILENO) ? "\x1b[H\x1b[J" : "";
+    for (;;) {
+        const std::string text = table.text(settings.key, settings.pattern);
+        if (!settings.watch && !table.trouble().empty()) {
+            settings.say(table.trouble());
+            return no_server;
+        }
+        if (!settings.watch) {
+            std::cout << text;
+            return 0;
+        }
+        const std::time_t time = std::time(nullptr);
+        std::cout << clear << std::put_time(std::localtime(&time), "%T, every ") << settings.watch->span.count()
+                  << " ms; ^C ends it\n"
+                  << text << std::endl;
+        if (!std::cout) return system_refuses;
+        std::this_thread::sleep_for(settings.watch->span);
+    }
+}
+int show_table(const Settings& settings) {
+    if (settings.is_cluster) {
+        std::deque<redislock::Cluster> cluster;
+        cluster.emplace_back(addresses_of(settings), options_of(settings));
+        return show_table(cluster, settings);
+    }
+    std::deque<redislock::Redis> servers;
+    for (redislock::Address& address : addresses_of(settings))
+        servers.emplace_back(std::move(address), options_of(settings));
+    return show_table(servers, settings);
+}
+
 /// As an exit status.
 int cause(const std::error_code& code, const Settings& settings) {
     if (code.category() != redislock::category()) return system_refuses;
@@ -600,8 +638,6 @@ int main(int argc, char** argv) {
     app.add_option("--cert", tls.certificate, "our certificate, for a server that asks for one");
     app.add_option("--cert-key", tls.key, "its key (default: in the same file)");
     app.add_option("--sni", tls.server_name, "the name in the server's certificate (default: the URL's host)");
-    for (const char* name : {"--ttl", "--wait", "--kill-after", "--restart-delay", "--request-timeout", "--retry-for"})
-        app.get_option(name)->check(objection)->type_name("DURATION");
     for (const char* name : {"--cacert", "--cert", "--cert-key"}) app.get_option(name)->type_name("FILE");
     app.get_option("--cacertdir")->type_name("FOLDER");
     app.get_option("--sni")->type_name("NAME");
@@ -611,18 +647,33 @@ int main(int argc, char** argv) {
         ->check(no_name)
         ->type_name("NAME");
     app.add_flag("--status", settings.status, "only tell whether the key is held");
+    app.add_option("--watch", settings.watch,
+                   "with --status: a table, so often: who holds the key, for how long yet, whether somebody waits, and "
+                   "at how many servers");
+    app.add_option("--pattern", settings.pattern,
+                   "with --status: of all keys that are like this, such as 'jobs:*'; it walks over all that the server "
+                   "has")
+        ->type_name("GLOB");
     app.add_flag("--check", settings.check,
                  "only tell whether the server is fit for locks on keys like this one, and what it lacks");
     const auto quiet = app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
     app.add_flag("--verbose", settings.verbose, "say how long the wait took, and when the lock is released")
         ->excludes(quiet);
+    for (const char* name :
+         {"--ttl", "--wait", "--kill-after", "--restart-delay", "--request-timeout", "--retry-for", "--watch"})
+        app.get_option(name)->check(objection)->type_name("DURATION");
     try {
         app.parse(static_cast<int>(split - argv), argv);
         if (const auto rest = app.remaining(); !rest.empty())
             throw CLI::ValidationError{rest[0].starts_with('-')
                                            ? "there is no option " + rest[0].substr(0, rest[0].find('='))
                                            : shown(rest[0]) + " is no option; the command follows --"};
-        if (key->empty()) throw CLI::RequiredError{"--key"};
+        if (key->empty() && settings.pattern.empty()) throw CLI::RequiredError{"--key"};
+        if (!key->empty() && !settings.pattern.empty()) throw CLI::ValidationError{"--pattern", "not with --key"};
+        if (!settings.status && (settings.watch || !settings.pattern.empty()))
+            throw CLI::RequiredError{"--status, for --watch and --pattern,"};
+        if (settings.is_cluster && !settings.pattern.empty())
+            throw CLI::ValidationError{"--pattern", "not with --cluster, whose nodes have a part of the keys each"};
         const bool only_tells = settings.status || settings.check, has_shell = !settings.shell_command.empty();
         if (has_shell && *words != nullptr) throw CLI::ValidationError{"COMMAND", "given twice, also by --command"};
         if (only_tells == (has_shell || *words != nullptr))
@@ -644,6 +695,7 @@ int main(int argc, char** argv) {
     End end;
     try {
         if (settings.check) return show_checks(settings);
+        if (settings.status && (settings.watch || !settings.pattern.empty())) return show_table(settings);
         if (settings.status)
             return with_servers(settings, [&](auto& servers) { return show_status(servers, settings); });
         const Signals signals; // until now they end us

@@ -157,6 +157,7 @@ private:
         REQUIRE(holder);
         CHECK(holder->token() == lock.token());
         CHECK((holder->remaining > unit * 9 && holder->remaining <= unit * 10));
+        CHECK_FALSE(holder->is_awaited);
         CHECK(force_unlock(backend_, key_, a_) == Outcome::stolen);
         CHECK(force_unlock(backend_, key_, *holder->token()) == Outcome::confirmed);
         CHECK(lock.unlock() == Outcome::expired);

@@ -354,13 +354,15 @@ TEST_CASE("an inspection tells value and remaining time, or that nobody holds th
           Row{text("x"), ok(), Verdict::unknown, Errc::protocol_error}}) {
         Holder holder;
         Inspection one{request(Verb::acquire), holder};
-        CHECK(one.begin() == Names{"EVAL", "PTTL"});
+        CHECK(one.begin() == Names{"EVAL", "PTTL", "PTTL"});
         CHECK(one.take(row.value) == Next::more);
-        CHECK(one.take(row.left) == Next::done);
+        CHECK(one.take(row.left) == Next::more);
+        CHECK(one.take(number(500)) == Next::done);
         const Answer answer = one.exchange.take_answer();
         CHECK(answer.verdict == row.verdict);
         CHECK(answer.why.code == row.why);
         if (answer.verdict == Verdict::yes && row.left.integer > 0) CHECK(holder.remaining == Millis{row.left.integer});
+        CHECK(holder.is_awaited);
     }
 }
 
@@ -369,19 +371,24 @@ TEST_CASE("who may not run scripts inspects the value in full, once", "[exchange
     Inspection one{request(Verb::acquire), holder};
     one.begin();
     CHECK(one.take(error("NOPERM no")) == Next::more);
-    CHECK(one.take(number(70)) == Next::resent);
-    CHECK(one.sent() == Names{"GET", "PTTL"});
+    CHECK(one.take(number(70)) == Next::more);
+    CHECK(one.take(error("NOPERM no")) == Next::resent);
+    CHECK(one.sent() == Names{"GET", "PTTL", "PTTL"});
     one.take(text("x"));
-    CHECK(one.take(number(70)) == Next::done);
+    one.take(number(70));
+    CHECK(one.take(error("NOPERM no")) == Next::done);
     CHECK(one.exchange.take_answer().verdict == Verdict::yes);
     CHECK(holder.value == "x");
+    CHECK_FALSE(holder.is_awaited);
 
     Inspection refused{request(Verb::acquire), holder};
     refused.begin();
     refused.take(error("NOPERM no"));
     refused.take(number(70));
+    CHECK(refused.take(number(-2)) == Next::resent);
     refused.take(error("NOPERM no"));
-    CHECK(refused.take(number(70)) == Next::done);
+    refused.take(number(70));
+    CHECK(refused.take(number(-2)) == Next::done);
     CHECK(refused.exchange.take_answer().why.code == Errc::no_permission);
 }
 
@@ -669,9 +676,10 @@ TEST_CASE("ASKING goes before each command, for it holds for one", "[exchange][c
     SECTION("what is asked in one write") {
         Holder holder{};
         Asking<InspectExchange> one{request(Verb::acquire), holder};
-        CHECK(one.begin() == Names{"ASKING", "EVAL", "ASKING", "PTTL"});
+        CHECK(one.begin() == Names{"ASKING", "EVAL", "ASKING", "PTTL", "ASKING", "PTTL"});
         CHECK(one.take_both(text("somebody")) == Next::more);
-        CHECK(one.take_both(number(100)) == Next::done);
+        CHECK(one.take_both(number(100)) == Next::more);
+        CHECK(one.take_both(number(-2)) == Next::done);
         CHECK((holder.value == "somebody" && holder.remaining == 100ms));
     }
     SECTION("the undo of a grant that too few replicas have, also where nobody waits for it any more") {

@@ -56,6 +56,7 @@ TEST_CASE("those who wait for a majority get the lock in the order of their arri
     auto holder = std::make_unique<Lock>(line.locked_everywhere(quorum, options)); // else turns may be in vain
     Waiters waiters{line, quorum, options};
     waiters.add(6);
+    CHECK(inspect(quorum, "k")->is_awaited);
     const TimePoint start = now();
     holder.reset();
     waiters.join();

@@ -449,9 +449,9 @@ TEST_CASE("who holds a key is not known where the server refuses, or says what i
         Errc code;
     };
     const Row rows[] = {
-        {"-LOADING Redis is loading the dataset in memory\r\n:1\r\n", Errc::loading},
-        {"$1\r\nx\r\n-NOPERM no\r\n", Errc::no_permission},
-        {"$1\r\nx\r\n+OK\r\n", Errc::protocol_error},
+        {"-LOADING Redis is loading the dataset in memory\r\n:1\r\n:-2\r\n", Errc::loading},
+        {"$1\r\nx\r\n-NOPERM no\r\n:-2\r\n", Errc::no_permission},
+        {"$1\r\nx\r\n+OK\r\n:-2\r\n", Errc::protocol_error},
     };
     for (const Row& row : rows) {
         INFO(row.reply);

@@ -68,6 +68,17 @@ TEST_CASE("waiters get the lock in the order of their arrival, each woken by the
     CHECK(leaves_nothing(server));
 }
 
+TEST_CASE("that somebody stands in line is told with the holder", "[redis][waiting]") {
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    RedisLock holder{redis, "k", looks_seldom};
+    CHECK_FALSE(inspect(redis, "k")->is_awaited);
+    Waiters waiters{server, redis, looks_seldom};
+    waiters.add();
+    CHECK(inspect(redis, "k")->is_awaited);
+    holder.unlock();
+}
+
 TEST_CASE("a turn costs four commands, and no look", "[redis][waiting]") {
     test::RedisServer server;
     Redis redis{server.unix_uri()};

@@ -111,6 +111,7 @@ public:
         if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
         const auto* entry = keys().find(key, time());
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
+        holder.is_awaited = keys_.waiting(key) > 0;
         holder.value = entry->value.substr(0, Holder::longest_value);
         if (entry->expiry != TimePoint::max()) holder.remaining = std::chrono::floor<Millis>(entry->expiry - time());
         return {Verdict::yes};

@@ -38,6 +38,7 @@ struct Holder {
 
     std::string value; ///< what the key holds, cut to `longest_value` bytes; binary, and empty if it is no string
     std::optional<Millis> remaining; ///< until the key goes by itself; nothing: it does not
+    bool is_awaited = false;         ///< somebody stands in line for it, or did so until a moment ago
 
     /// The proof of ownership, if the value can be one: for force_unlock(), or to be compared with a lock's own.
     std::optional<Token> token() const noexcept { return Token::from_hex(value); }

@@ -133,6 +133,7 @@ public:
     /// share of the time.
     Answer inspect(std::string_view key, const Deadline& deadline, Holder& holder) {
         std::vector<Holder> holders;
+        bool is_awaited = false; // at the server where the line is
         std::size_t silent = 0, most_alike = 0;
         Answer trouble{Verdict::unknown, {Errc::timed_out, {}}};
         for (auto left = static_cast<int>(nodes_.size()); Node * node : nodes_) {
@@ -141,6 +142,7 @@ public:
             Answer answer = node->inspect(key, {time + (deadline.at - time) / left--, deadline.stop}, one);
             const bool is_free = answer.verdict == Verdict::no && answer.why.code == Errc::expired;
             if (answer.verdict == Verdict::yes) {
+                is_awaited |= one.is_awaited;
                 holders.push_back(std::move(one));
             } else if (!is_free) {
                 ++silent;
@@ -153,6 +155,7 @@ public:
             most_alike = std::max(most_alike, static_cast<std::size_t>(same));
             if (most_alike <= nodes_.size() / 2) continue;
             holder = one;
+            holder.is_awaited = is_awaited;
             return {Verdict::yes};
         }
         if (most_alike + silent <= nodes_.size() / 2) return {Verdict::no, {Errc::expired, {}}};
