@@ -3,17 +3,20 @@
 
 #include <redislock/redislock.hpp>
 
+#include <cctype>
+#include <filesystem>
 #include <fstream>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <vector>
 
 namespace {
 
-const std::string root = REDISLOCK_ROOT;
+const std::filesystem::path root = REDISLOCK_ROOT;
 
 std::vector<std::string> lines_of(const std::string& file) {
-    std::ifstream stream{root + "/" + file};
+    std::ifstream stream{root / file};
     REQUIRE(stream);
     std::vector<std::string> lines;
     for (std::string line; std::getline(stream, line);) lines.push_back(line);
@@ -39,7 +42,40 @@ std::string snippet(const std::string& file, const std::string& name) {
     return text;
 }
 
+/// As the page that shows the document names its headings.
+std::set<std::string> anchors_of(const std::string& file) {
+    std::set<std::string> anchors;
+    for (const std::string& line : lines_of(file)) {
+        const auto level = line.find_first_not_of('#');
+        if (level == 0 || level == line.npos || line[level] != ' ') continue;
+        std::string anchor = "#";
+        for (const char c : line.substr(level + 1)) {
+            const auto byte = static_cast<unsigned char>(c);
+            if (std::isalnum(byte) || c == '-' || c == '_') anchor += static_cast<char>(std::tolower(byte));
+            if (c == ' ') anchor += '-';
+        }
+        anchors.insert(anchor);
+    }
+    return anchors;
+}
+
 } // namespace
+
+TEST_CASE("every link in the documents leads to a file, and to a heading, that there is", "[readme]") {
+    int links = 0;
+    for (const std::filesystem::path document : {"README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"}) {
+        const std::regex link{R"(\]\(([^)#: ]*)(#[^) ]*)?\))"};
+        for (const std::string& line : lines_of(document.string()))
+            for (std::sregex_iterator each{line.begin(), line.end(), link}, end; each != end; ++each, ++links) {
+                const std::string file = (*each)[1], heading = (*each)[2];
+                INFO(document << ": " << each->str());
+                const auto leads_to = file.empty() ? document : (document.parent_path() / file).lexically_normal();
+                REQUIRE(std::filesystem::exists(root / leads_to));
+                if (!heading.empty()) CHECK(anchors_of(leads_to.string()).count(heading) == 1);
+            }
+    }
+    CHECK(links > 20);
+}
 
 TEST_CASE("every piece of C++ in the README is cut from an example", "[readme]") {
     const std::vector<std::string> readme = lines_of("README.md");
