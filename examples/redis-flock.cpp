@@ -180,9 +180,18 @@ struct Told {
         return event;
     }
     static inline std::atomic why_lost = redislock::Loss::timed_out; ///< by the clock, if nothing else is told
+    static inline const Settings* settings = nullptr;                ///< while there is a lock
     static inline std::atomic why_not_renewed = Errc::timed_out, why_unknown = Errc::timed_out;
 
     static constexpr redislock::Observer observer{
+        .waiting =
+            [](void*, const redislock::Observer::Waiting& event) noexcept {
+                const std::string left =
+                    event.holder_left
+                        ? ", and for another " + std::to_string(event.holder_left->count()) + " ms if it isn't renewed"
+                        : "";
+                settings->mention("waits for the lock: it is held by somebody else" + left);
+            },
         .not_renewed =
             [](void*, const redislock::Observer::NotRenewed& event) noexcept {
                 why_not_renewed = Errc{event.why.value()};
@@ -323,6 +332,11 @@ private:
         if (::getppid() != parent) ::_exit(system_refuses);
         ::setpgid(0, 0);
         if (has_terminal_) ::tcsetpgrp(terminal_, ::getpid());
+        struct sigaction before {
+        }, ignored{}; // a ^Z for the group that it has just left is not for it
+        ignored.sa_handler = SIG_IGN;
+        ::sigaction(SIGTSTP, &ignored, &before);
+        ::sigaction(SIGTSTP, &before, nullptr);
         ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
         ::execvp(words[0], words);
         const int error = errno;
@@ -447,6 +461,7 @@ auto with_servers(const Settings& settings, Use use) {
 template <class Servers>
 End run(Servers& servers, const Settings& settings, const Signals& signals, char** words) {
     Told::lost(); // may throw, where the observer may not
+    Told::settings = &settings;
     const bool fencing = !settings.fence_env.empty();
     const redislock::Options options{.ttl = settings.ttl.span,
                                      .renew = !settings.keep,
@@ -657,7 +672,7 @@ int main(int argc, char** argv) {
     app.add_flag("--check", settings.check,
                  "only tell whether the server is fit for locks on keys like this one, and what it lacks");
     const auto quiet = app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
-    app.add_flag("--verbose", settings.verbose, "say how long the wait took, and when the lock is released")
+    app.add_flag("--verbose", settings.verbose, "say when and how long it waits, and when the lock is released")
         ->excludes(quiet);
     for (const char* name :
          {"--ttl", "--wait", "--kill-after", "--restart-delay", "--request-timeout", "--retry-for", "--watch"})

@@ -19,6 +19,7 @@ namespace {
 struct Diary {
     Observer observer{
         this,
+        [](void* self, const Observer::Waiting& event) noexcept { of(self).waiting.push_back(event); },
         [](void* self, const Observer::Acquired& event) noexcept { of(self).acquired.push_back(event); },
         [](void* self, const Observer::NotAcquired& event) noexcept { of(self).not_acquired.push_back(event); },
         [](void* self, const Observer::Renewed& event) noexcept { of(self).renewed.push_back(event); },
@@ -26,6 +27,7 @@ struct Diary {
         [](void* self, const Observer::Lost& event) noexcept { of(self).lost.push_back(event.why); },
         [](void* self, const Observer::Released& event) noexcept { of(self).released.push_back(event); },
     };
+    std::vector<Observer::Waiting> waiting{};
     std::vector<Observer::Acquired> acquired{};
     std::vector<Observer::NotAcquired> not_acquired{};
     std::vector<Observer::Renewed> renewed{};
@@ -50,6 +52,9 @@ TEST_CASE("an observer is told how long a lock was waited for, and how long it w
     RedisLock other{memory, "k", {.ttl = 5s, .renew = false}};
     {
         RedisLock lock{memory, "k", told_to(diary)};
+        REQUIRE(diary.waiting.size() == 1);
+        CHECK(diary.waiting[0].key == "k");
+        CHECK((diary.waiting[0].holder_left > 4s && diary.waiting[0].holder_left <= 5s));
         REQUIRE(diary.acquired.size() == 1);
         CHECK(diary.acquired[0].key == "k");
         CHECK(diary.acquired[0].waited >= 4s);
@@ -82,6 +87,7 @@ TEST_CASE("an observer is told why a lock was not acquired, after how long, and 
         RedisLock other{memory, "k", 60s};
         CHECK_FALSE(lock.try_lock());
         CHECK(misses(Missed::busy, {}) == std::pair<Observer::Span, unsigned>{10ms, 1});
+        CHECK(diary.waiting.empty());
         CHECK_FALSE(lock.try_lock_for(5s));
         const auto [waited, attempts] = misses(Missed::timed_out, {});
         CHECK(waited >= 4s);

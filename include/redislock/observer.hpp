@@ -51,8 +51,8 @@ constexpr std::string_view to_string(Missed reason) noexcept {
 /// Make the table and its context static, as a rule: they must outlive the backend, and `lost` may still be running
 /// when the lock is gone, even after `released`.
 ///
-/// Several functions may be called at the same time. `acquired`, `not_acquired` and `released` are called by the lock's
-/// own thread.
+/// Several functions may be called at the same time. `waiting`, `acquired`, `not_acquired` and `released` are called by
+/// the lock's own thread.
 /// `renewed`, `not_renewed`, `voted` and `server` must return at once: they are called by the thread that renews all
 /// leases of a backend, `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the
 /// threads that run the callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks
@@ -60,6 +60,11 @@ constexpr std::string_view to_string(Missed reason) noexcept {
 struct Observer {
     using Span = LeaseClock::duration;
 
+    /// Once for a wait, as it begins: somebody has the key, or had it when it was asked for last.
+    struct Waiting {
+        std::string_view key;
+        std::optional<Millis> holder_left; ///< of the holder's lease, if that is known; he may renew it
+    };
     struct Acquired {
         std::string_view key;
         Span waited;                 ///< from the call until it was held
@@ -103,6 +108,7 @@ struct Observer {
     };
 
     void* context = nullptr; ///< the first argument of each
+    void (*waiting)(void* context, const Waiting& event) noexcept = nullptr;
     void (*acquired)(void* context, const Acquired& event) noexcept = nullptr;
     void (*not_acquired)(void* context, const NotAcquired& event) noexcept = nullptr;
     void (*renewed)(void* context, const Renewed& event) noexcept = nullptr;

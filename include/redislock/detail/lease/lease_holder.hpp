@@ -27,16 +27,21 @@ public:
         unsigned attempts = 0;
         Missed reason = Missed::stopped;
         Failure why;
+        bool told = false;
+        std::optional<Millis> holder_left;
         const StopSignal signal{stop};
         Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(backend, key), started, give_up};
         Backoff backoff{backend, options.max_retry_delay};
         while (!stop.stop_requested()) {
             ++attempts;
             const auto [deadline, patience] = acquisition.ask(backend.now());
+            if (patience > Millis::zero() && !std::exchange(told, true))
+                detail::tell(options.observer, &Observer::waiting, {key, holder_left});
             const Answer answer = attempt({deadline, signal.fd()}, patience);
             const TimePoint now = backend.now();
             if (lease.held(now)) return attempts;
             if (stop.stop_requested()) break;
+            holder_left = answer.holder_left;
             const Acquisition::Step step = acquisition.answered(answer, now);
             if (step.act == Act::rest) backoff.rest({step.until, signal.fd()}, step.holder_left);
             if (step.act == Act::ask || step.act == Act::rest) continue;
