@@ -57,7 +57,7 @@ Exit status: that of the command, 128+N if signal N killed it; or else
    64  the arguments are wrong
    69  no server answers, or it refuses
    71  the system refuses, a process for instance
-   75  the key is held by somebody else: not acquired in time, see -E; with --status: held (and 0: free)
+   75  the key is held by somebody else: not acquired in time, see -E; with --status: held (and 0: free, or a table)
    79  the lease was lost before the command had ended, whatever became of the command
   126  the command can't be executed
   127  the command was not found
@@ -523,6 +523,7 @@ template <class Server>
 int show_table(std::deque<Server>& servers, const Settings& settings) {
     StatusTable<Server> table{servers, span_of(settings.request_timeout).value_or(1s)};
     const char* const clear = ::isatty(STDOUT_FILENO) ? "\x1b[H\x1b[J" : "";
+    if (settings.pattern.empty()) redislock::detail::check_key(settings.key);
     for (;;) {
         const std::string text = table.text(settings.key, settings.pattern);
         if (!settings.watch && !table.trouble().empty()) {
@@ -530,8 +531,8 @@ int show_table(std::deque<Server>& servers, const Settings& settings) {
             return no_server;
         }
         if (!settings.watch) {
-            std::cout << text;
-            return 0;
+            if (!settings.quiet) std::cout << text << std::flush;
+            return std::cout ? 0 : system_refuses;
         }
         const std::time_t time = std::time(nullptr);
         std::cout << clear << std::put_time(std::localtime(&time), "%T, every ") << settings.watch->span.count()
@@ -687,6 +688,8 @@ int main(int argc, char** argv) {
         if (!key->empty() && !settings.pattern.empty()) throw CLI::ValidationError{"--pattern", "not with --key"};
         if (!settings.status && (settings.watch || !settings.pattern.empty()))
             throw CLI::RequiredError{"--status, for --watch and --pattern,"};
+        if (settings.watch && settings.watch->span < 100ms) throw CLI::ValidationError{"--watch", "at least 100ms"};
+        if (settings.watch && settings.quiet) throw CLI::ValidationError{"--watch", "not with --quiet"};
         if (settings.is_cluster && !settings.pattern.empty())
             throw CLI::ValidationError{"--pattern", "not with --cluster, whose nodes have a part of the keys each"};
         const bool only_tells = settings.status || settings.check, has_shell = !settings.shell_command.empty();

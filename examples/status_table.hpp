@@ -10,6 +10,7 @@
 #include <deque>
 #include <iomanip>
 #include <map>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -25,7 +26,8 @@ public:
     /// One key; or, where there is none, all that the pattern matches.
     std::string text(const std::string& key, const std::string& pattern) {
         troubles_.clear();
-        const std::set<std::string> keys = key.empty() ? keys_like(pattern) : std::set{key};
+        refusals_.clear();
+        const std::set<std::string> keys = pattern.empty() ? std::set{key} : keys_like(pattern);
         std::size_t width = 3;
         for (const std::string& one : keys) width = std::max(width, one.size());
         std::ostringstream out;
@@ -39,15 +41,16 @@ public:
             const State state = state_of(one);
             const std::string votes = std::to_string(state.votes) + " of " + std::to_string(servers_.size());
             row(redislock::detail::printable(one), left(state), state.is_awaited ? "yes" : "-",
-                state.holder ? votes : "-", state.holder ? redislock::detail::printable(state.holder->value) : "");
+                state.holder ? votes : "-", token(state.holder));
         }
         if (keys.empty()) out << "(no key is like that)\n";
-        for (const auto& [name, trouble] : troubles_) out << trouble << '\n';
+        for (const auto& [server, trouble] : troubles_) out << trouble << '\n';
+        for (const std::string& refusal : refusals_) out << refusal << '\n';
         return out.str();
     }
 
-    /// Whether no server has answered; then that is what is wrong with the first of them.
-    std::string trouble() const { return troubles_.size() < servers_.size() ? "" : troubles_.begin()->second; }
+    /// Where no majority of the servers has answered: what is wrong with one of the others.
+    std::string trouble() const { return 2 * troubles_.size() < servers_.size() ? "" : troubles_.begin()->second; }
 
 private:
     struct State {
@@ -84,43 +87,82 @@ private:
         return text.str();
     }
 
-    /// Of all servers, without those that a lock has beside its own. It walks over all keys that a server has.
+    static std::string token(const std::optional<redislock::Holder>& holder) {
+        if (!holder) return "";
+        const auto token = holder->token();
+        return token ? std::string{token->hex()} : "(none: a value of another kind)";
+    }
+
+    /// Those that a lock has beside its own.
+    static bool is_auxiliary(const std::string& key) {
+        static const std::regex name{":redislock:(tagged:|numbered:)?(waiting|turn|given|fence)$"};
+        return std::regex_search(key, name);
+    }
+
+    /// Of all servers. It walks over all keys that a server has. They come in hexadecimal digits, for they may be any
+    /// bytes.
     std::set<std::string> keys_like(const std::string& pattern) {
-        using redislock::detail::formatted;
-        const char* const script = "local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 200) "
-                                   "table.insert(found[2], 1, found[1]) return found[2]";
+        const char* const script = R"lua(
+            local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 200)
+            local lines = {found[1]}
+            for _, key in ipairs(found[2]) do
+                lines[#lines + 1] = key:gsub('.', function(c) return string.format('%02x', c:byte()) end)
+            end
+            return lines)lua";
         std::set<std::string> keys;
         if constexpr (std::same_as<Server, redislock::Redis>)
             for (Server& server : servers_)
-                ask(server, [&] {
-                    std::string cursor = "0";
-                    do {
-                        std::vector<redislock::detail::Reply> replies;
-                        const auto answer = server.run({formatted({"EVAL", script, "0", cursor, pattern})},
-                                                       redislock::later(server.now(), request_timeout_), replies);
-                        if (answer.verdict != redislock::Verdict::yes) redislock::raise(answer.why);
-                        if (replies.at(0).is_error())
-                            redislock::raise({redislock::Errc::server_error, server.name() + ": " + replies[0].text});
-                        std::istringstream lines{replies[0].text};
-                        std::getline(lines >> std::ws, cursor);
-                        for (std::string key; std::getline(lines, key);)
-                            if (key.find(":redislock:") == key.npos) keys.insert(key);
-                    } while (cursor != "0");
-                });
+                ask(
+                    server,
+                    [&] {
+                        std::string cursor = "0";
+                        do {
+                            std::istringstream lines{run(server, {"EVAL", script, "0", cursor, pattern})};
+                            std::getline(lines >> std::ws, cursor);
+                            for (std::string line; std::getline(lines, line);)
+                                if (const std::string key = decoded(line); !is_auxiliary(key)) keys.insert(key);
+                        } while (cursor != "0");
+                    },
+                    true);
         return keys;
     }
 
+    std::string run(redislock::Redis& server, std::initializer_list<std::string_view> command) const {
+        std::vector<redislock::detail::Reply> replies;
+        const auto answer = server.run(std::vector{redislock::detail::formatted(command)},
+                                       redislock::later(server.now(), request_timeout_), replies);
+        if (answer.verdict != redislock::Verdict::yes) redislock::raise(answer.why);
+        const std::string& text = replies.at(0).text;
+        if (replies[0].is_error())
+            redislock::raise({redislock::detail::meaning(text),
+                              server.name() + ": to list keys: " + redislock::detail::printable(text)});
+        return text;
+    }
+
+    static std::string decoded(const std::string& digits) {
+        std::string bytes;
+        for (std::size_t i = 0; i + 1 < digits.size(); i += 2)
+            bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+        return bytes;
+    }
+
     template <class Question>
-    void ask(Server& server, Question question) {
+    void ask(Server& server, Question question, bool is_listing = false) {
         if (troubles_.contains(&server)) return; // a silent one costs one time-out, and not one for each key
         try {
             question();
         } catch (const std::system_error& error) {
-            troubles_[&server] = error.what();
+            const bool is_of_the_key =
+                error.code() == redislock::Errc::bad_key || error.code() == redislock::Errc::no_permission;
+            if (is_of_the_key && !is_listing)
+                refusals_.insert(error.what());
+            else
+                troubles_[&server] = error.what();
         }
     }
 
     std::deque<Server>& servers_;
     const redislock::Millis request_timeout_;
     std::map<const Server*, std::string> troubles_{};
+    std::set<std::string> refusals_{}; ///< of single keys
 };

@@ -478,6 +478,14 @@ TEST_CASE("the reason of an unknown outcome is kept until the next one", "[lock]
     CHECK(lock.last_error().code == Errc::read_only);
     CHECK(lock.extend(20s) == Outcome::not_held);
     CHECK_FALSE(lock.last_error());
+    memory.refuse(Errc{});
+    memory.advance(20s);
+    CHECK(lock.try_lock());
+    memory.refuse(Errc::read_only);
+    CHECK(lock.unlock() == Outcome::unknown);
+    memory.refuse(Errc::auth_failed);
+    CHECK_FALSE(failure([&] { return lock.try_lock(); }, Errc::auth_failed).empty());
+    CHECK_FALSE(lock.last_error()); // of an attempt what was thrown has told
     const RedisLock<Memory> moved = std::move(lock);
     CHECK_FALSE(lock.last_error());
 }

@@ -90,6 +90,36 @@ TEST_CASE("a memory that refuses does so as a server would, and serves again", "
     CHECK_FALSE(memory.get("k")); // its worker has released it
 }
 
+TEST_CASE("nor does one that refuses hand the lock to who stands in line", "[memory]") {
+    Memory memory{Memory::Time::real};
+    RedisLock holder{memory, "k", {.ttl = 300ms, .renew = false}};
+    std::error_code code;
+    std::thread waiter{[&] {
+        try {
+            RedisLock lock{memory, "k", {.ttl = 10s, .request_timeout = 100ms}, std::defer_lock};
+            static_cast<void>(lock.try_lock_for(1s));
+        } catch (const std::system_error& error) {
+            code = error.code();
+        }
+    }};
+    while (memory.waiting("k") == 0) std::this_thread::yield();
+    memory.refuse(Errc::unreachable);
+    waiter.join();
+    CHECK(code == Errc::unreachable);
+}
+
+TEST_CASE("a release that nobody waits for is asked for again by the worker where it was refused", "[memory]") {
+    Memory memory;
+    {
+        RedisLock lock{memory, "k", {.ttl = 60s, .confirm_release = false}};
+        memory.refuse(Errc::read_only);
+    }
+    CHECK(memory.get("k"));
+    memory.refuse(Errc{});
+    memory.advance(3s);
+    CHECK_FALSE(memory.get("k"));
+}
+
 TEST_CASE("simulated time stands still until it is moved or waited for", "[memory]") {
     Memory memory;
     const TimePoint start = memory.now();

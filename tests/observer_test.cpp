@@ -5,6 +5,7 @@
 
 #include <redislock/redislock.hpp>
 
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -101,6 +102,16 @@ TEST_CASE("an observer is told why a lock was not acquired, after how long, and 
     CHECK(failure([&] { return lock.try_lock_for(5s); }).code == Errc::auth_failed);
     CHECK(misses(Missed::error, make_error_code(Errc::auth_failed)) == std::pair<Observer::Span, unsigned>{10ms, 1});
     CHECK(to_string(Missed::stopped) == "stopped");
+}
+
+TEST_CASE("an observer may destroy the lock that was not acquired", "[observer]") {
+    Memory memory;
+    static std::unique_ptr<RedisLock<Memory>> lock;
+    const Observer observer{.not_acquired = [](void*, const Observer::NotAcquired&) noexcept { lock.reset(); }};
+    lock = std::make_unique<RedisLock<Memory>>(memory, "k", Options{.observer = &observer}, std::defer_lock);
+    memory.refuse(Errc::auth_failed);
+    CHECK(failure([&] { lock->lock(); }).code == Errc::auth_failed);
+    CHECK_FALSE(lock);
 }
 
 TEST_CASE("an observer is told of each renewal, and what had been left of the lease", "[observer]") {

@@ -521,6 +521,36 @@ TEST_CASE("a server that could not carry a release out does so later", "[redis][
     CHECK(three.are_free_within(20s));
 }
 
+TEST_CASE("the same holds for a lease that was extended, for as long as it may last", "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    auto lock = three.locked_everywhere(quorum, {.ttl = 1s, .renew = false, .request_timeout = 300ms});
+    CHECK(lock.extend(60s) == Outcome::confirmed);
+    test::until([&] { return three.servers[2].integer({"PTTL", "k"}) > 2'000; });
+    three.servers[2].command({"REPLICAOF", "127.0.0.1", "1"});
+    const TimePoint start = detail::now();
+    CHECK(lock.unlock() == Outcome::confirmed);
+    CHECK(RedisLock{quorum, "other"}.unlock() == Outcome::confirmed);
+    detail::wait(-1, 0, start + 1500ms);
+    three.servers[2].command({"REPLICAOF", "NO", "ONE"});
+    CHECK(three.are_free_within(20s));
+}
+
+TEST_CASE("a release that no majority carried out is asked for again once, however often it was tried",
+          "[redis][quorum]") {
+    Servers three{3};
+    Quorum<Redis> quorum = three.quorum();
+    auto lock = three.locked_everywhere(quorum, {.ttl = 60s, .renew = false, .request_timeout = 1s});
+    three.everywhere({"REPLICAOF", "127.0.0.1", "1"});
+    CHECK(lock.unlock() == Outcome::unknown);
+    CHECK(lock.last_error().code == Errc::read_only);
+    three.everywhere({"CONFIG", "RESETSTAT"});
+    three.everywhere({"REPLICAOF", "NO", "ONE"});
+    CHECK(three.are_free_within(20s));
+    detail::wait(-1, 0, detail::now() + 1s); // what else there was would be asked for by now
+    CHECK(three.servers[0].statistic("commandstats", "cmdstat_evalsha:calls=") <= 20);
+}
+
 namespace {
 
 /// What an observer is told of the servers of a majority.

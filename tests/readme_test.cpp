@@ -45,7 +45,10 @@ std::string snippet(const std::string& file, const std::string& name) {
 /// As the page that shows the document names its headings.
 std::set<std::string> anchors_of(const std::string& file) {
     std::set<std::string> anchors;
+    bool is_code = false;
     for (const std::string& line : lines_of(file)) {
+        if (line.rfind("```", 0) == 0) is_code = !is_code;
+        if (is_code) continue;
         const auto level = line.find_first_not_of('#');
         if (level == 0 || level == line.npos || line[level] != ' ') continue;
         std::string anchor = "#";

@@ -165,6 +165,14 @@ TEST_CASE("no refusal shows a password, nor a byte that a terminal obeys", "[add
     CHECK(Address::parse("redis://me:hunter2@h").text() == "h:6379");
 }
 
+TEST_CASE("what is printable has nothing that a terminal obeys, and keeps what people write", "[address]") {
+    CHECK(detail::printable("schön, 5 €, 鍵, 🔒") == "schön, 5 €, 鍵, 🔒");
+    CHECK(detail::printable("a\x1b[2J\n\x7f") == "a?[2J??");
+    CHECK(detail::printable("a\x9b\x9bz") == "a??z");
+    CHECK(detail::printable("\xc2\x9b") == "\xc2?");
+    CHECK(detail::printable("\xe2\x82\xac\x9b") == "\xe2\x82\xac?");
+}
+
 TEST_CASE("a URI of any bytes is parsed or refused", "[address]") {
     std::uint32_t state = 1;
     for (int round = 0; round < 100'000; ++round) {

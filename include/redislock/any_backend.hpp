@@ -18,7 +18,10 @@ public:
     static constexpr bool has_fencing_tokens = true;
 
     template <FencingBackend B>
-    requires(!std::same_as<B, AnyBackend>) AnyBackend(B& backend) : backend_{std::make_unique<Of<B>>(backend)} {}
+    requires(!std::same_as<B, AnyBackend>) && requires(B& backend, const Deadline& deadline, Holder& holder) {
+        backend.inspect(std::string_view{}, deadline, holder);
+    }
+    AnyBackend(B& backend) : backend_{std::make_unique<Of<B>>(backend)} {}
 
     AnyBackend(const AnyBackend&) = delete;
     AnyBackend& operator=(const AnyBackend&) = delete;

@@ -150,9 +150,20 @@ inline Failure failure_of(const std::system_error& error) {
     return {error.code(), std::move(detail)};
 }
 
-/// For messages.
+/// For messages: without what a terminal obeys, also of UTF-8, or not of it.
 inline std::string printable(std::string text) {
-    for (char& c : text) c = static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;
+    int expected = 0; // bytes of a character that has begun
+    unsigned char before = 0;
+    for (char& c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        const bool goes_on = byte >= 0x80 && byte < 0xc0, is_control = before == 0xc2 && byte < 0xa0;
+        if (byte < ' ' || byte == 127 || (goes_on && (expected == 0 || is_control))) c = '?';
+        if (goes_on)
+            expected -= expected > 0;
+        else
+            expected = byte < 0xc0 ? 0 : byte < 0xe0 ? 1 : byte < 0xf0 ? 2 : 3;
+        before = byte;
+    }
     return text;
 }
 

@@ -171,7 +171,7 @@ public:
     }
 
     /// Why the last unlock() or extend() is unknown: the code, and in words which server it was, and what was wrong.
-    /// Nothing after any other outcome.
+    /// Nothing after any other outcome, and once it was to be locked again.
     [[nodiscard]] Failure last_error() const { return is_ours() ? state_->trouble() : Failure{}; }
 
     /// Is requested when the lease is lost: when an extension was refused, when it was renewed for `max_hold`, and at
@@ -257,13 +257,16 @@ private:
 
     bool acquire(TimePoint give_up, const std::stop_token& stop) {
         const detail::Uncancelled call;
-        return own().lock(give_up, stop);
+        static_cast<void>(own());
+        const std::shared_ptr<State> state = state_; // a callback may destroy the lock meanwhile
+        return state->lock(give_up, stop);
     }
 
     Outcome let_go(Release how) noexcept {
         if (!is_ours()) return Outcome::not_held;
         const detail::Uncancelled call;
-        return state_->end(how);
+        const std::shared_ptr<State> state = state_;
+        return state->end(how);
     }
 
     std::shared_ptr<State> state_;

@@ -71,7 +71,7 @@ public:
                 reply = std::max(reply, time() + latency_ / 2);
             }
         }
-        if (!request.wants_answer) return {Verdict::unknown};
+        if (!request.wants_answer && faults_.refusal == Errc{}) return {Verdict::unknown};
         if (fault == Fault::reset_before || fault == Fault::reset_after) {
             wait(guard, {std::min(reply, request.deadline.at), request.deadline.stop});
             return {Verdict::unknown, {Errc::disconnected, {}}};
@@ -250,6 +250,7 @@ private:
         detail::Keyspace::Waiter self{keys_, {request, Verb::acquire, arrival}};
         const TimePoint ends = arrival + request.patience;
         while (!self.answer && time() < request.deadline.at && !detail::stopped(request.deadline)) {
+            if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
             const auto* holder = keys_.find(request.key, time());
             if (holder == nullptr) keys_.hand_on(self.message.key, time());
             if (self.answer || time() >= ends) break;

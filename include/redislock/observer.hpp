@@ -30,7 +30,7 @@ enum class Missed {
     busy,      ///< it was asked for once, and somebody else had it
     timed_out, ///< somebody else had it until the wait's time was up
     stopped,   ///< a stop was requested
-    error,     ///< what is thrown
+    error,     ///< the server could not be asked, or refused: what is thrown
 };
 
 /// The name of the enumerator.

@@ -24,6 +24,7 @@ public:
     /// ours.
     unsigned acquire(TimePoint started, TimePoint give_up, const std::stop_token& stop) {
         using Act = Acquisition::Step::Act;
+        trouble_ = {};
         unsigned attempts = 0;
         Missed reason = Missed::stopped;
         Failure why;
@@ -188,6 +189,8 @@ private:
 
     Outcome release(TimePoint deadline, Release how) {
         Request question = request(Verb::release, deadline);
+        question.ttl =
+            std::max(options.ttl, std::chrono::ceil<Millis>(std::max(lease.end(), longest_) - backend.now()));
         question.wants_answer = how != Release::unconfirmed;
         bool is_open = false;
         const auto judge = [&](const Answer& answer) {
@@ -206,7 +209,7 @@ private:
         const Token token = release.token;
         if (handed_over_ == token) return;
         const TimePoint now = backend.now();
-        const TimePoint gone_by = std::max({lease.end(), later(now, options.ttl), longest_});
+        const TimePoint gone_by = later(now, release.ttl);
         backend.keep(std::make_shared<PendingRelease>(std::move(release), options, gone_by), now);
         handed_over_ = token;
     } catch (...) {
@@ -218,6 +221,7 @@ private:
         if (!lease.unsettled(now)) return;
         lease.let_go();
         release(now, Release::unconfirmed);
+        trouble_ = {};
     }
 
     Failure trouble_{};

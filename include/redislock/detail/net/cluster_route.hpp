@@ -64,7 +64,7 @@ public:
     bool is_over(Answer& answer, TimePoint now) {
         const bool was_asking = std::exchange(is_asking_, false);
         if (answer.is_about_the_key()) {
-            node_->is_doubted = false;
+            node_->has_answered();
             if (!was_asking && is_guess_) table_.remember(slot_, node_);
             return !(cut_ && !was_asking && answer.is_busy() && patience_ends_ > later(now, shortest));
         }
@@ -106,7 +106,7 @@ private:
     }
 
     void follow(const Redirect& redirect, TimePoint now) {
-        node_->is_doubted = false;
+        node_->has_answered();
         const Address& own = node_->address;
         const std::string& local = own.path.empty() ? own.host : loopback;
         const std::string& host = redirect.host.empty() ? local : redirect.host;

@@ -73,7 +73,7 @@ public:
                 return failure_.code != Errc::tls_failed && fail(Errc::disconnected, reason);
             }
         }
-        return good();
+        return good() || (!failure_ && fail(Errc::disconnected, "not connected"));
     }
 
     /// The same for what is kept in a string. False: not all could be sent, or the connection has failed.

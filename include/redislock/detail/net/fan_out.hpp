@@ -88,9 +88,12 @@ public:
             advance();
         }
         if (!is_done()) advance(); // we may have been paused meanwhile, and the answers are here
-        if (request.verb == Verb::release)
+        if (request.verb == Verb::release) {
             for (std::size_t n = 0; n < nodes; ++n)
-                if (may_come_to_nothing(request, n)) votes->hand_over(n);
+                if (may_come_to_nothing(request, n)) votes->lost |= Nodes{1} << n;
+            votes->is_over = true;
+            votes->hand_over_lost();
+        }
         return votes;
     }
 
@@ -133,31 +136,39 @@ private:
         link.identify(of, 0, end);
     };
 
-    /// A count of votes that also tells the node_set what became of each server. A release that a server did not carry
-    /// out is handed over to its worker, also when that is known later than the votes are decided.
+    /// A count of votes that also tells the node_set what became of each server. A release that a minority did not
+    /// carry out is handed over to their workers: when the vote is over, or when that is known. (Of a fan-out that is
+    /// idle it is known when that is used next.) What nobody knows the outcome of its holder asks again.
     struct Poll final : VoteCount {
         Poll(NodeSet<Node>& of, Request what)
             : VoteCount{static_cast<unsigned>(of.nodes.size()), std::move(what)}, node_set{of} {}
         NodeSet<Node>& node_set;
-        Nodes may_be_silent = 0, heard = 0, unasked = 0, handed_over = 0;
+        Nodes may_be_silent = 0, heard = 0, unasked = 0, lost = 0;
+        bool is_over = false;
 
         void answered(std::size_t node, Answer answer) override {
             node_set.heard(node, answer);
             // An undo that was not sent is behind an acquire that was not sent.
             const bool is_needed = request.was_granted || answer.verdict == Verdict::unknown;
-            if (request.verb == Verb::release && is_needed && answer.is_trouble()) hand_over(node);
+            if (request.verb == Verb::release && is_needed && answer.is_trouble()) lost |= Nodes{1} << node;
             heard |= Nodes{1} << node;
             count(node, answer);
+            if (is_over && lost != 0) hand_over_lost();
         }
-        void hand_over(std::size_t node) noexcept {
-            const Nodes bit = Nodes{1} << node;
-            if ((request.nodes & ~handed_over & bit) != 0) node_set.hand_over(node, request);
-            handed_over |= bit;
+        /// Each of them once.
+        void hand_over_lost() {
+            if (request.wants_answer && result().is_trouble()) return;
+            for (std::size_t n = 0; n < node_set.nodes.size(); ++n)
+                if ((request.nodes & lost & ~handed_over_) >> n & 1) node_set.hand_over(n, request);
+            handed_over_ |= lost;
         }
         bool awaits_only_silent() const noexcept {
             const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
             return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;
         }
+
+    private:
+        Nodes handed_over_ = 0;
     };
 
     /// Whether the server may never carry the release out: it has not been sent yet, for the server does not read, or

@@ -21,6 +21,11 @@ struct ClusterNode {
     const bool is_seed;
     Node node;
     std::atomic<bool> is_doubted{false}; ///< its last answer was trouble: it may be dead, or cut off
+
+    /// Written only where that is news, for each request comes here.
+    void has_answered() noexcept {
+        if (is_doubted.load(std::memory_order_relaxed)) is_doubted = false;
+    }
 };
 
 /// Thread-safe. A forked child begins anew with the seeds.

@@ -17,7 +17,10 @@ public:
 
     explicit ClusterPort(SlotTable<Node>& table) : table_{table} {}
 
-    void send(Renewal renewal) { begin(std::make_shared<RoutedRenewal>(std::move(renewal), table_)); }
+    void send(Renewal renewal) {
+        const TimePoint now = renewal.asked;
+        ask(std::make_shared<RoutedRenewal>(std::move(renewal), table_), now);
+    }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
@@ -66,12 +69,6 @@ private:
         }
     };
 
-    /// With the next advance().
-    void begin(std::shared_ptr<RoutedRenewal> routed) {
-        const TimePoint at = routed->route.at();
-        resting_.emplace(at, std::move(routed));
-    }
-
     std::vector<std::shared_ptr<RoutedRenewal>> take_rested(TimePoint now) {
         std::vector<std::shared_ptr<RoutedRenewal>> rested;
         for (auto one = resting_.begin(); one != resting_.end() && one->first <= now; one = resting_.erase(one))
@@ -99,7 +96,8 @@ private:
                 ask(std::move(routed), now);
                 any = true;
             } else {
-                begin(std::move(routed));
+                const TimePoint at = routed->route.at();
+                resting_.emplace(at, std::move(routed));
             }
         }
         return any;
