@@ -119,7 +119,7 @@ std::string no_name(const std::string& text) {
 }
 
 struct Settings {
-    std::string key{}, pattern{}, shell_command{};
+    std::string key{}, pattern{}, token{}, shell_command{};
     std::vector<std::string> urls{};
     std::string url_file{};
     redislock::RedisOptions server{};
@@ -186,11 +186,7 @@ struct Told {
     static constexpr redislock::Observer observer{
         .waiting =
             [](void*, const redislock::Observer::Waiting& event) noexcept {
-                const std::string left =
-                    event.holder_left
-                        ? ", and for another " + std::to_string(event.holder_left->count()) + " ms if it isn't renewed"
-                        : "";
-                settings->mention("waits for the lock: it is held by somebody else" + left);
+                settings->mention("waits for \"" + std::string{event.key} + "\": it is held by somebody else");
             },
         .not_renewed =
             [](void*, const redislock::Observer::NotRenewed& event) noexcept {
@@ -210,6 +206,8 @@ struct Told {
     static std::string text(redislock::Loss why) {
         if (why == redislock::Loss::deleted) return "the key is gone: deleted, evicted, or forgotten by its server";
         if (why == redislock::Loss::stolen) return "the key is another one's";
+        if (why == redislock::Loss::timed_out)
+            return "it was not renewed in time; perhaps this process was stopped, or the machine suspended";
         return std::string{to_string(why)};
     }
     static std::string text(Errc why) { return make_error_code(why).message(); }
@@ -354,10 +352,27 @@ private:
     std::optional<int> status_{};
 };
 
+/// Says for whom we wait, and that we wait in vain if so. That can't be known is no reason to give up.
+template <class Servers>
+void tell_of_holder(Servers& servers, const Settings& settings) try {
+    const auto holder = redislock::inspect(servers, settings.key);
+    if (!holder) return;
+    const auto token = holder->token();
+    if (!holder->remaining)
+        settings.say("\"" + settings.key +
+                     "\" is held without an expiry: nobody may ever release it; --status tells "
+                     "more, and what is no lock has to be deleted by hand");
+    else
+        settings.mention("\"" + settings.key + "\" is held " +
+                         (token ? "by the token " + std::string{token->hex()} : "by a value that is no token") +
+                         ", for " + std::to_string(holder->remaining->count()) + " ms if it isn't renewed");
+} catch (const std::system_error&) {
+}
+
 /// Returns the signal that ended the wait; 0: the lock is held. Throws if somebody else holds it to the end of the
 /// wait.
-template <class Lock>
-int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
+template <class Servers, class Lock>
+int acquire(Servers& servers, Lock& lock, const Settings& settings, const Signals& signals) {
     std::stop_source stop;
     const Event over;
     auto locked = std::async(std::launch::async, [&] {
@@ -366,7 +381,15 @@ int acquire(Lock& lock, const Settings& settings, const Signals& signals) {
         return settings.wait ? lock.try_lock_for(settings.wait->span, stop.get_token()) : lock.lock(stop.get_token());
     });
     int signal = 0;
-    for (bool waiting = true; waiting && signal == 0; signal = signals.next()) waiting = !signals.wait(&over);
+    const auto looks_at = Clock::now() + 1s;
+    bool has_looked = false;
+    for (bool waiting = true; waiting && signal == 0; signal = signals.next()) {
+        waiting = !signals.wait(&over, has_looked ? std::nullopt : std::optional{Millis{100}});
+        if (waiting && !has_looked && Clock::now() >= looks_at) {
+            tell_of_holder(servers, settings);
+            has_looked = true;
+        }
+    }
     if (signal != 0) stop.request_stop();
     if (!locked.get() && signal == 0) redislock::raise({Errc::busy, settings.key});
     return signal;
@@ -419,6 +442,14 @@ redislock::RedisOptions options_of(const Settings& settings) {
     return options;
 }
 
+/// As an exit status.
+int cause(const std::error_code& code, const Settings& settings) {
+    if (code.category() != redislock::category()) return system_refuses;
+    if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
+    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return settings.conflict_status;
+    return no_server;
+}
+
 /// Under keys beside the lock's, which may be held.
 template <class Server>
 void show_check(Server& server, const Settings& settings) {
@@ -434,11 +465,15 @@ int show_checks(const Settings& settings) {
         show_check(cluster, settings);
         return 0;
     }
-    for (redislock::Address& address : addresses_of(settings)) {
-        redislock::Redis server{std::move(address), options_of(settings)};
-        show_check(server, settings);
-    }
-    return 0;
+    int worst = 0;
+    for (redislock::Address& address : addresses_of(settings)) try {
+            redislock::Redis server{std::move(address), options_of(settings)};
+            show_check(server, settings);
+        } catch (const std::system_error& error) { // the others are looked at all the same
+            settings.say(error.what());
+            worst = cause(error.code(), settings);
+        }
+    return worst;
 }
 
 /// With the server, the cluster, or the majority of several servers.
@@ -472,9 +507,10 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
                                      .observer = &Told::observer};
     redislock::RedisLock lock{servers, settings.key, options, std::defer_lock};
     const auto asked = Clock::now();
-    if (const int signal = acquire(lock, settings, signals)) return {by_signal + signal, signal};
+    if (const int signal = acquire(servers, lock, settings, signals)) return {by_signal + signal, signal};
     const auto waited = std::chrono::duration_cast<Millis>(Clock::now() - asked);
-    settings.mention("the lock was acquired after " + std::to_string(waited.count()) + " ms");
+    settings.mention("\"" + settings.key + "\" was acquired after " + std::to_string(waited.count()) +
+                     " ms, with the token " + std::string{lock.token().hex()});
     ::setenv("REDISLOCK_KEY", settings.key.c_str(), 1);
     ::setenv("REDISLOCK_TOKEN", lock.token().hex().c_str(), 1);
     if (fencing) good(::setenv(settings.fence_env.c_str(), std::to_string(lock.fencing_token()).c_str(), 1));
@@ -487,7 +523,7 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
     }
     const bool ours = lock.owns_lock();
     if (settings.keep && ours && command.end().status == 0) {
-        settings.mention("the lock is kept for " + std::to_string(lock.remaining().count()) + " ms");
+        settings.mention("\"" + settings.key + "\" is kept for " + std::to_string(lock.remaining().count()) + " ms");
         static_cast<void>(lock.detach());
         return {};
     }
@@ -500,8 +536,17 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
     if (outcome == Outcome::unknown)
         settings.say("the key may stay for its ttl, for the release failed: " + Told::text(Told::why_unknown));
     else
-        settings.mention("the lock is released");
+        settings.mention("\"" + settings.key + "\" is released");
     return command.end();
+}
+
+/// Takes the lock away from its holder.
+template <class Servers>
+int release_by_force(Servers& servers, const Settings& settings) {
+    const auto token = redislock::Token::from_hex(settings.token);
+    const Outcome outcome = redislock::force_unlock(servers, settings.key, *token);
+    if (!settings.quiet) std::cout << to_string(outcome) << '\n';
+    return outcome == Outcome::unknown ? no_server : outcome == Outcome::stolen ? held : 0;
 }
 
 /// Asks, and takes nothing.
@@ -552,14 +597,6 @@ int show_table(const Settings& settings) {
     for (redislock::Address& address : addresses_of(settings))
         servers.emplace_back(std::move(address), options_of(settings));
     return show_table(servers, settings);
-}
-
-/// As an exit status.
-int cause(const std::error_code& code, const Settings& settings) {
-    if (code.category() != redislock::category()) return system_refuses;
-    if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
-    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return settings.conflict_status;
-    return no_server;
 }
 
 /// Who we are, for an operator who looks for the one that holds a lock.
@@ -615,7 +652,7 @@ int main(int argc, char** argv) {
         "do not renew the lock, and after a command that succeeds leave it to its ttl: so it runs at most once "
         "in that time, which is to be some seconds shorter than that between two runs");
     app.add_option("--request-timeout", settings.request_timeout,
-                   "how long a server may take to answer (default a third of the ttl, 1s at most)");
+                   "how long a server may take to answer (default a third of the ttl, 1s at most; with --status 5s)");
     app.add_option("--retry-for", settings.retry_for,
                    "how long a wait rides out an outage (default: as long as --wait says, or else one "
                    "--request-timeout)");
@@ -623,11 +660,13 @@ int main(int argc, char** argv) {
     app.add_option("--kill-after", settings.kill_after,
                    "from SIGTERM to SIGKILL, if the lease is lost (default a sixth of the ttl, at most half)");
     app.add_option("--url", settings.urls,
-                   "the server (default: what REDIS_URL says, or redis://127.0.0.1:6379); several: a majority of 3, "
-                   "5, ... servers that know nothing of one another")
+                   "the server (default: what REDIS_URL says, or redis://127.0.0.1:6379); given several times: a "
+                   "majority of 3, 5, ... servers that know nothing of one another")
         ->type_name("URL")
         ->allow_extra_args(false);
-    app.add_option("--url-file", settings.url_file, "a file with the URLs, which others can't read as a command line")
+    app.add_option("--url-file", settings.url_file,
+                   "a file with one URL or several, between white space, as REDIS_URL may have them too; others "
+                   "can't read it as they can a command line")
         ->check(CLI::ExistingFile)
         ->type_name("FILE");
     app.add_option("--client-name", settings.server.client_name,
@@ -670,6 +709,14 @@ int main(int argc, char** argv) {
                    "with --status: of all keys that are like this, such as 'jobs:*'; it walks over all that the server "
                    "has")
         ->type_name("GLOB");
+    app.add_option("--force-unlock", settings.token,
+                   "only delete the key, if it holds this token, which --status tells; the holder hears of it at its "
+                   "next renewal: stop it first. Tells what became of it: confirmed, expired (there was none), stolen "
+                   "(it holds another token) or unknown")
+        ->check([](const std::string& text) {
+            return redislock::Token::from_hex(text) ? "" : '"' + text + "\" is no token of 32 hexadecimal digits";
+        })
+        ->type_name("TOKEN");
     app.add_flag("--check", settings.check,
                  "only tell whether the server is fit for locks on keys like this one, and what it lacks");
     const auto quiet = app.add_flag("--quiet", settings.quiet, "say nothing; the exit status does");
@@ -684,7 +731,8 @@ int main(int argc, char** argv) {
             throw CLI::ValidationError{rest[0].starts_with('-')
                                            ? "there is no option " + rest[0].substr(0, rest[0].find('='))
                                            : shown(rest[0]) + " is no option; the command follows --"};
-        if (key->empty() && settings.pattern.empty()) throw CLI::RequiredError{"--key"};
+        if (key->empty() && settings.pattern.empty())
+            throw CLI::RequiredError{settings.status ? "--key or --pattern" : "--key"};
         if (!key->empty() && !settings.pattern.empty()) throw CLI::ValidationError{"--pattern", "not with --key"};
         if (!settings.status && (settings.watch || !settings.pattern.empty()))
             throw CLI::RequiredError{"--status, for --watch and --pattern,"};
@@ -692,11 +740,14 @@ int main(int argc, char** argv) {
         if (settings.watch && settings.quiet) throw CLI::ValidationError{"--watch", "not with --quiet"};
         if (settings.is_cluster && !settings.pattern.empty())
             throw CLI::ValidationError{"--pattern", "not with --cluster, whose nodes have a part of the keys each"};
-        const bool only_tells = settings.status || settings.check, has_shell = !settings.shell_command.empty();
+        const bool only_tells = settings.status || settings.check || !settings.token.empty(),
+                   has_shell = !settings.shell_command.empty();
         if (has_shell && *words != nullptr) throw CLI::ValidationError{"COMMAND", "given twice, also by --command"};
         if (only_tells == (has_shell || *words != nullptr))
-            throw CLI::ValidationError{"COMMAND",
-                                       only_tells ? "--status and --check take none" : "none given; it follows --"};
+            throw CLI::ValidationError{"COMMAND", only_tells ? "--status, --check and --force-unlock take none"
+                                                             : "none given; it follows --"};
+        if (settings.status + settings.check + !settings.token.empty() > 1)
+            throw CLI::ValidationError{"--status, --check, --force-unlock", "one of them at a time"};
         if (settings.grace() > settings.ttl.span / 2)
             throw CLI::ValidationError{"--kill-after", "at most half of the ttl"};
         if (!settings.url_file.empty()) add_urls(std::ifstream{settings.url_file}, settings.url_file, settings.urls);
@@ -713,6 +764,8 @@ int main(int argc, char** argv) {
     End end;
     try {
         if (settings.check) return show_checks(settings);
+        if (!settings.token.empty())
+            return with_servers(settings, [&](auto& servers) { return release_by_force(servers, settings); });
         if (settings.status && (settings.watch || !settings.pattern.empty())) return show_table(settings);
         if (settings.status)
             return with_servers(settings, [&](auto& servers) { return show_status(servers, settings); });

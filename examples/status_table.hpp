@@ -43,7 +43,9 @@ public:
             row(redislock::detail::printable(one), left(state), state.is_awaited ? "yes" : "-",
                 state.holder ? votes : "-", token(state.holder));
         }
-        if (keys.empty()) out << "(no key is like that)\n";
+        if (keys.empty())
+            out << (troubles_.empty() ? "(no key is like that)\n"
+                                      : "(unknown: not all servers could list their keys)\n");
         for (const auto& [server, trouble] : troubles_) out << trouble << '\n';
         for (const std::string& refusal : refusals_) out << refusal << '\n';
         return out.str();

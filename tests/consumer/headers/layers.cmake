@@ -10,7 +10,7 @@ set(layers
     "detail/net/"
     "detail/renewal/"
     "redis quorum memory inspect tls"
-    "lock check"
+    "lock check any_backend"
     "cluster redislock")
 set(not_on_the_front_page cluster.hpp)
 
