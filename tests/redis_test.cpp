@@ -652,6 +652,16 @@ TEST_CASE("a key whose name holds another's token does not get that one's lease 
     check(quorum);
 }
 
+TEST_CASE("what is tried before the first lock takes nothing away, not even what has the lock's own token", "[redis]") {
+    test::RedisServer& instance = server();
+    Redis one{instance.unix_uri()}, same{instance.unix_uri()};
+    RedisLock lock{one, "tried", 60s};
+    const Answer answer = same.ask({Verb::acquire, "tried", lock.token(), 10s, later(detail::now(), 10s)});
+    CHECK(answer.is_busy());
+    CHECK(instance.integer({"PTTL", "tried"}) > 50'000);
+    CHECK(lock.unlock() == Outcome::confirmed);
+}
+
 TEST_CASE("who holds a key is told by the beginning of its value, however long that is", "[redis]") {
     test::RedisServer& instance = server();
     std::string value(1'000'000, 'x');

@@ -192,7 +192,10 @@ private:
         if (script == announce_sha || script == announce_script) return ":50\r\n";
         if (script == inspect_script) return "$5\r\nvalue\r\n";
         const bool is_delete = word == "DELIFEQ" || word == "DELEX"; // an error said that there are no scripts
-        Question& question = asked(words.at(word == "SET" || word == "DELIFEQ" ? 2 : word == "DELEX" ? 3 : 4));
+        const std::string& token = words.at(word == "SET" || word == "DELIFEQ" ? 2 : word == "DELEX" ? 3 : 4);
+        if (token == Token{}.hex()) // it is tried whether a release is permitted
+            return questions_->back().fate == Fate::error ? "-OOM command not allowed\r\n" : ":0\r\n";
+        Question& question = asked(token);
         peer.carried.push_back(&question);
         if (by_sha && question.fate == Fate::unknown_script) return "-NOSCRIPT No matching script.\r\n";
         if (is_delete || script == release_sha || script == release_script || script == bare_release_script) {
