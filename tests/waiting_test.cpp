@@ -126,7 +126,7 @@ TEST_CASE("a turn that nobody takes is one, goes by itself, and wakes one waiter
     {
         RedisLock holder{redis, "k", looks_seldom};
         RedisLock gives_up{redis, "k", looks_seldom, std::defer_lock};
-        CHECK_FALSE(gives_up.try_lock_for(300ms));
+        CHECK(test::waits_in_vain(gives_up, 300ms));
     }
     for (int i = 0; i < 10; ++i) RedisLock lock{redis, "k", looks_seldom};
     CHECK(server.integer({"LLEN", hand_off_list}) == 1);
@@ -222,7 +222,7 @@ TEST_CASE("a user who may not stand in line polls, and his releases are as good"
     for (const bool confirm : {true, false}) {
         auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", options);
         RedisLock waiter{poor, "k", {.ttl = 60s, .request_timeout = 1s, .confirm_release = confirm}, std::defer_lock};
-        CHECK_FALSE(waiter.try_lock_for(50ms));
+        CHECK(test::waits_in_vain(waiter, 50ms));
         CHECK(server.blocked_clients() == 0);
         std::thread other{[&] { waiter.lock(); }};
         holder.reset();
@@ -248,7 +248,7 @@ TEST_CASE("a waiter whom something else keeps from the line polls for as long", 
     }
     SECTION("a list of another type") { server.command({"SET", hand_off_list, "somebody else's"}); }
     RedisLock waiter{redis, "k", looks_seldom, std::defer_lock};
-    CHECK_FALSE(waiter.try_lock_for(50ms));
+    CHECK(test::waits_in_vain(waiter, 50ms));
     holder.reset();
     const TimePoint start = now();
     CHECK(waiter.try_lock_for(20s));
@@ -310,7 +310,7 @@ TEST_CASE("a wait on a server that falls silent ends with an error, or in its ti
     server.go_on();
     test::until([&] { return server.blocked_clients() == 0; });
     stops = stop_once_blocked();
-    CHECK_FALSE(waiter.try_lock_for(300ms)); // as far as it knows
+    CHECK(test::waits_in_vain(waiter, 300ms)); // as far as it knows
     stops.join();
     server.go_on();
     CHECK(holder.unlock() == Outcome::confirmed);
@@ -478,7 +478,7 @@ TEST_CASE("the keys beside a lock's key are in its slot, and a node of a cluster
         CHECK(slot(auxiliary_keys.turn) == slot(key));
         CHECK(slot(auxiliary_keys.fencing_counter) == slot(key));
         RedisLock holder{redis, key, looks_seldom}, waiter{redis, key, looks_seldom, std::defer_lock};
-        CHECK_FALSE(waiter.try_lock_for(300ms));
+        CHECK(test::waits_in_vain(waiter, 300ms));
         std::thread waits{[&] { waiter.lock(); }};
         test::until([&] { return server.blocked_clients() == 1; });
         holder.unlock();
@@ -504,7 +504,7 @@ TEST_CASE("a turn that comes after we gave up is undone, also where a new connec
                 test::until([&] { return server.blocked_clients() == 1; });
                 server.stop();
             }};
-            CHECK_FALSE(waiter.try_lock_for(500ms));
+            CHECK(test::waits_in_vain(waiter, 500ms));
             stops.join();
         }
         server.go_on();
@@ -526,7 +526,7 @@ TEST_CASE("no two keys have auxiliary_keys in common, and one key's trouble with
     CHECK(names.size() == 3 * keys.size());
     server.command({"SET", "{bad}:redislock:turn", "somebody else's"});
     RedisLock bad{redis, "bad", looks_seldom}, unlucky{redis, "bad", looks_seldom, std::defer_lock};
-    CHECK_FALSE(unlucky.try_lock_for(20ms));
+    CHECK(test::waits_in_vain(unlucky, 20ms));
     auto holder = std::make_unique<RedisLock<Redis>>(redis, "k", looks_seldom);
     Waiters waiters{server, redis, looks_seldom};
     waiters.add();
