@@ -347,6 +347,28 @@ TEST_CASE("a waiter whose vote hangs on a frozen server asks again in time", "[r
     three.servers[2].go_on();
 }
 
+TEST_CASE("so does one that may not stand in line, for whom a vote may last as long as it has patience",
+          "[redis][quorum]") {
+    Servers three{3};
+    three.everywhere({"ACL", "SETUSER", "polls", "on", ">p", "~*", "&*", "+@all", "-blpop"});
+    std::deque<Redis> nodes;
+    for (test::RedisServer& server : three.servers) nodes.emplace_back("unix://polls:p@" + server.socket_path());
+    Quorum quorum{nodes[0], nodes[1], nodes[2]};
+    three.everywhere({"SET", "k", "another", "PX", "60000"}, 2);
+    RedisLock lock{quorum, "k", plain, std::defer_lock};
+    std::jthread waiting{[&] { lock.lock(); }};
+    detail::wait(-1, 0, detail::now() + 300ms); // it polls
+    three.servers[2].stop();
+    three.everywhere({"DEL", "k"}, 1); // one is free, one is taken, and one is silent
+    detail::wait(-1, 0, detail::now() + 700ms);
+    const TimePoint start = detail::now();
+    three.servers[1].command({"DEL", "k"});
+    waiting.join();
+    CHECK(lock.owns_lock());
+    CHECK(detail::now() < start + 20s);
+    three.servers[2].go_on();
+}
+
 TEST_CASE("a key that a minority holds for another is no obstacle, and one that a majority does is busy",
           "[redis][quorum]") {
     Servers three{3};
