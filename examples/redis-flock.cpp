@@ -330,11 +330,7 @@ private:
         if (::getppid() != parent) ::_exit(system_refuses);
         ::setpgid(0, 0);
         if (has_terminal_) ::tcsetpgrp(terminal_, ::getpid());
-        struct sigaction before {
-        }, ignored{}; // a ^Z for the group that it has just left is not for it
-        ignored.sa_handler = SIG_IGN;
-        ::sigaction(SIGTSTP, &ignored, &before);
-        ::sigaction(SIGTSTP, &before, nullptr);
+        ::signal(SIGTSTP, ::signal(SIGTSTP, SIG_IGN)); // a ^Z for the group that it has just left is not for it
         ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
         ::execvp(words[0], words);
         const int error = errno;
@@ -459,38 +455,48 @@ void show_check(Server& server, const Settings& settings) {
     if (settings.min_replicas > 0) const redislock::RedisLock lock{server, settings.key + ":redislock:check", options};
     if (!settings.quiet) std::cout << server.name() << ": locks can be had\n";
 }
-int show_checks(const Settings& settings) {
-    if (settings.is_cluster) {
-        redislock::Cluster cluster{addresses_of(settings), options_of(settings)};
-        show_check(cluster, settings);
-        return 0;
-    }
+template <class Server>
+int show_checks(std::deque<Server>& servers, const Settings& settings) {
     int worst = 0;
-    for (redislock::Address& address : addresses_of(settings)) try {
-            redislock::Redis server{std::move(address), options_of(settings)};
+    for (Server& server : servers) {
+        try {
             show_check(server, settings);
         } catch (const std::system_error& error) { // the others are looked at all the same
             settings.say(error.what());
             worst = cause(error.code(), settings);
         }
+    }
     return worst;
 }
 
-/// With the server, the cluster, or the majority of several servers.
+/// With all servers; a cluster is one.
 template <class Use>
-auto with_servers(const Settings& settings, Use use) {
+auto with_each(const Settings& settings, Use use) {
     if (settings.is_cluster) {
-        redislock::Cluster cluster{addresses_of(settings), options_of(settings)};
+        std::deque<redislock::Cluster> cluster;
+        cluster.emplace_back(addresses_of(settings), options_of(settings));
         return use(cluster);
     }
     std::deque<redislock::Redis> servers;
     for (redislock::Address& address : addresses_of(settings))
         servers.emplace_back(std::move(address), options_of(settings));
-    if (servers.size() == 1) return use(servers.front());
-    std::vector<redislock::Redis*> all;
-    for (redislock::Redis& server : servers) all.push_back(&server);
-    redislock::Quorum<redislock::Redis> quorum{all};
-    return use(quorum);
+    return use(servers);
+}
+
+/// With the server, the cluster, or the majority of several servers.
+template <class Use>
+auto with_servers(const Settings& settings, Use use) {
+    return with_each(settings, [&]<class Server>(std::deque<Server>& servers) {
+        if constexpr (!redislock::QuorumNode<Server>) {
+            return use(servers.front());
+        } else {
+            if (servers.size() == 1) return use(servers.front());
+            std::vector<Server*> all;
+            for (Server& server : servers) all.push_back(&server);
+            redislock::Quorum<Server> quorum{all};
+            return use(quorum);
+        }
+    });
 }
 
 template <class Servers>
@@ -586,17 +592,6 @@ int show_table(std::deque<Server>& servers, const Settings& settings) {
         if (!std::cout) return system_refuses;
         std::this_thread::sleep_for(settings.watch->span);
     }
-}
-int show_table(const Settings& settings) {
-    if (settings.is_cluster) {
-        std::deque<redislock::Cluster> cluster;
-        cluster.emplace_back(addresses_of(settings), options_of(settings));
-        return show_table(cluster, settings);
-    }
-    std::deque<redislock::Redis> servers;
-    for (redislock::Address& address : addresses_of(settings))
-        servers.emplace_back(std::move(address), options_of(settings));
-    return show_table(servers, settings);
 }
 
 /// Who we are, for an operator who looks for the one that holds a lock.
@@ -763,10 +758,11 @@ int main(int argc, char** argv) {
 
     End end;
     try {
-        if (settings.check) return show_checks(settings);
+        if (settings.check) return with_each(settings, [&](auto& servers) { return show_checks(servers, settings); });
         if (!settings.token.empty())
             return with_servers(settings, [&](auto& servers) { return release_by_force(servers, settings); });
-        if (settings.status && (settings.watch || !settings.pattern.empty())) return show_table(settings);
+        if (settings.status && (settings.watch || !settings.pattern.empty()))
+            return with_each(settings, [&](auto& servers) { return show_table(servers, settings); });
         if (settings.status)
             return with_servers(settings, [&](auto& servers) { return show_status(servers, settings); });
         const Signals signals; // until now they end us

@@ -67,13 +67,19 @@ private:
         std::map<std::string, std::size_t> votes;
         for (Server& server : servers_) {
             ask(server, [&] {
-                const auto holder = redislock::inspect(server, key, request_timeout_);
-                ++state.known;
-                if (!holder) return;
-                state.is_awaited |= holder->is_awaited;
-                if (const std::size_t count = ++votes[holder->value]; count > state.votes) {
-                    state.votes = count;
-                    state.holder = holder;
+                try {
+                    const auto holder = redislock::inspect(server, key, request_timeout_);
+                    ++state.known;
+                    if (!holder) return;
+                    state.is_awaited |= holder->is_awaited;
+                    if (const std::size_t count = ++votes[holder->value]; count > state.votes) {
+                        state.votes = count;
+                        state.holder = holder;
+                    }
+                } catch (const std::system_error& error) { // with the key, or with the server
+                    if (error.code() != redislock::Errc::bad_key && error.code() != redislock::Errc::no_permission)
+                        throw;
+                    refusals_.insert(error.what());
                 }
             });
         }
@@ -114,18 +120,15 @@ private:
         std::set<std::string> keys;
         if constexpr (std::same_as<Server, redislock::Redis>)
             for (Server& server : servers_)
-                ask(
-                    server,
-                    [&] {
-                        std::string cursor = "0";
-                        do {
-                            std::istringstream lines{run(server, {"EVAL", script, "0", cursor, pattern})};
-                            std::getline(lines >> std::ws, cursor);
-                            for (std::string line; std::getline(lines, line);)
-                                if (const std::string key = decoded(line); !is_auxiliary(key)) keys.insert(key);
-                        } while (cursor != "0");
-                    },
-                    true);
+                ask(server, [&] {
+                    std::string cursor = "0";
+                    do {
+                        std::istringstream lines{run(server, {"EVAL", script, "0", cursor, pattern})};
+                        std::getline(lines >> std::ws, cursor);
+                        for (std::string line; std::getline(lines, line);)
+                            if (const std::string key = decoded(line); !is_auxiliary(key)) keys.insert(key);
+                    } while (cursor != "0");
+                });
         return keys;
     }
 
@@ -149,17 +152,12 @@ private:
     }
 
     template <class Question>
-    void ask(Server& server, Question question, bool is_listing = false) {
+    void ask(Server& server, Question question) {
         if (troubles_.contains(&server)) return; // a silent one costs one time-out, and not one for each key
         try {
             question();
         } catch (const std::system_error& error) {
-            const bool is_of_the_key =
-                error.code() == redislock::Errc::bad_key || error.code() == redislock::Errc::no_permission;
-            if (is_of_the_key && !is_listing)
-                refusals_.insert(error.what());
-            else
-                troubles_[&server] = error.what();
+            troubles_[&server] = error.what();
         }
     }
 

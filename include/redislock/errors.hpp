@@ -1,6 +1,6 @@
 /// Everything that can go wrong, as one error category, and the two ways to say so: a value and an exception.
 /// It knows nothing of what the library does.
-/// tests/redis_test.cpp goes red if it is wrong.
+/// tests/redis_test.cpp goes red if it is wrong, and tests/uri_test.cpp.
 #pragma once
 
 #if __cplusplus < 202002L

@@ -62,8 +62,8 @@ public:
         TimePoint reply = arrival + latency_ / 2;
         if (!real_) work_until(guard, std::min(arrival, request.deadline.at));
         Answer answer{Verdict::unknown};
-        if (faults_.refusal != Errc{}) {
-            answer = {Verdict::no, {faults_.refusal, {}}};
+        if (faults_.refusal) {
+            answer = *faults_.refusal;
         } else if (!detail::Faults::is_lost(fault)) {
             answer = deliver(request, request.verb, arrival);
             if (answer.is_busy() && request.patience > Millis::zero()) {
@@ -71,7 +71,7 @@ public:
                 reply = std::max(reply, time() + latency_ / 2);
             }
         }
-        if (!request.wants_answer && faults_.refusal == Errc{}) return {Verdict::unknown};
+        if (!request.wants_answer && !faults_.refusal) return {Verdict::unknown};
         if (fault == Fault::reset_before || fault == Fault::reset_after) {
             wait(guard, {std::min(reply, request.deadline.at), request.deadline.stop});
             return {Verdict::unknown, {Errc::disconnected, {}}};
@@ -82,7 +82,7 @@ public:
             if (time() >= reply) return answer;
         }
         wait(guard, fault == Fault::none ? request.deadline : request.first_answer(time()));
-        if (request.verb == Verb::acquire && fault != Fault::request_lost && faults_.refusal == Errc{})
+        if (request.verb == Verb::acquire && fault != Fault::request_lost && !faults_.refusal)
             deliver(request, Verb::release, std::max(arrival, time() + latency_ / 2));
         return {Verdict::unknown, {Errc::timed_out, {}}};
     }
@@ -108,7 +108,7 @@ public:
     /// Who has the key: at once.
     Answer inspect(std::string_view key, const Deadline&, Holder& holder) {
         const std::lock_guard guard{mutex_};
-        if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
+        if (faults_.refusal) return *faults_.refusal;
         const auto* entry = keys().find(key, time());
         if (entry == nullptr) return {Verdict::no, {Errc::expired, {}}};
         holder.is_awaited = keys_.waiting(key) > 0;
@@ -142,7 +142,8 @@ public:
     /// a new password, or down (`Errc::unreachable`). `Errc{}`: it serves again.
     void refuse(Errc why) {
         const std::lock_guard guard{mutex_};
-        faults_.refusal = why;
+        faults_.refusal.reset();
+        if (why != Errc{}) faults_.refusal = Answer{Verdict::no, {why, {}}};
     }
 
     /// The next request arrives this much later, and what is later than its deadline is carried out all the same.
@@ -237,7 +238,7 @@ private:
         const std::lock_guard guard{mutex_};
         const Fault fault = faults_.next();
         const Answer silence{Verdict::unknown, {Errc::timed_out, {}}};
-        if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
+        if (faults_.refusal) return *faults_.refusal;
         if (detail::Faults::is_lost(fault)) return silence;
         const Answer done = keys().carry_out({request, request.verb, time()});
         return fault == Fault::none ? done : silence;
@@ -250,7 +251,7 @@ private:
         detail::Keyspace::Waiter self{keys_, {request, Verb::acquire, arrival}};
         const TimePoint ends = arrival + request.patience;
         while (!self.answer && time() < request.deadline.at && !detail::stopped(request.deadline)) {
-            if (faults_.refusal != Errc{}) return {Verdict::no, {faults_.refusal, {}}};
+            if (faults_.refusal) return *faults_.refusal;
             const auto* holder = keys_.find(request.key, time());
             if (holder == nullptr) keys_.hand_on(self.message.key, time());
             if (self.answer || time() >= ends) break;

@@ -52,11 +52,10 @@ constexpr std::string_view to_string(Missed reason) noexcept {
 /// when the lock is gone, even after `released`.
 ///
 /// Several functions may be called at the same time. `waiting`, `acquired`, `not_acquired` and `released` are called by
-/// the lock's own thread.
-/// `renewed`, `not_renewed`, `voted` and `server` must return at once: they are called by the thread that renews all
-/// leases of a backend, `renewed` by the lock's own too, in extend(). `lost` may block: it is called by one of the
-/// threads that run the callbacks of RedisLock::lost(). Each may call std::exit(), whose destructors of static locks
-/// and backends then run in that thread.
+/// the lock's own thread, and may destroy the lock. `renewed`, `not_renewed`, `voted` and `server` must return at once:
+/// they are called by the thread that renews all leases of a backend, `renewed` by the lock's own too, in extend().
+/// `lost` may block: it is called by one of the threads that run the callbacks of RedisLock::lost(). Each may call
+/// std::exit(), whose destructors of static locks and backends then run in that thread.
 struct Observer {
     using Span = LeaseClock::duration;
 

@@ -2,9 +2,10 @@
 /// is wrong.
 #pragma once
 
-#include "../../errors.hpp"
+#include "request.hpp"
 
 #include <deque>
+#include <optional>
 
 namespace redislock {
 
@@ -36,7 +37,7 @@ namespace detail {
 struct Faults {
     std::deque<Fault> once{};
     Fault lasting = Fault::none;
-    Errc refusal{}; ///< none: the server serves
+    std::optional<Answer> refusal{}; ///< none: the server serves
 
     Fault next() {
         if (once.empty()) return lasting;

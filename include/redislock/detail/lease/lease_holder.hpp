@@ -209,8 +209,7 @@ private:
         const Token token = release.token;
         if (handed_over_ == token) return;
         const TimePoint now = backend.now();
-        const TimePoint gone_by = later(now, release.ttl);
-        backend.keep(std::make_shared<PendingRelease>(std::move(release), options, gone_by), now);
+        backend.keep(std::make_shared<PendingRelease>(std::move(release), options, now), now);
         handed_over_ = token;
     } catch (...) {
     }

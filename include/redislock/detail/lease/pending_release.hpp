@@ -13,9 +13,10 @@ namespace redislock::detail {
 /// twice, with a pause, that the key is not ours: a server that was silent may have read it before the acquire.
 class PendingRelease final : public WorkerTask {
 public:
-    PendingRelease(Request release, const Options& options, TimePoint gone_by)
+    /// By `now + release.ttl` the key is gone.
+    PendingRelease(Request release, const Options& options, TimePoint now)
         : release_{std::move(release)}, timeout_{std::max(options.effective_request_timeout(), Millis{1'000})},
-          gone_by_{gone_by} {
+          gone_by_{later(now, release_.ttl)} {
         release_.wants_answer = true;
     }
 

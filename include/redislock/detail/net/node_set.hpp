@@ -143,7 +143,7 @@ struct NodeSet {
             Request own = release;
             own.was_granted = false; // by the server itself, which counts those
             const Options options{.ttl = release.ttl};
-            nodes[node]->keep(std::make_shared<PendingRelease>(own, options, later(time, release.ttl)), time);
+            nodes[node]->keep(std::make_shared<PendingRelease>(std::move(own), options, time), time);
         }
     } catch (...) {
     }
