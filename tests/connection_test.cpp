@@ -256,7 +256,10 @@ TEST_CASE("a peer that resets or closes before we write kills nobody", "[connect
 }
 
 TEST_CASE("why a connection has ended is not forgotten when more is to be sent", "[connection]") {
-    FakeServer server{[](Peer& peer, int) { peer.reset(); }};
+    FakeServer server{[](Peer& peer, int) {
+        peer.read();
+        peer.reset();
+    }};
     BlockingConnection connection = connected(server.tcp_uri());
     for (const TimePoint limit = now() + 10s; now() < limit && connection.write(ping, limit);) {
     }
