@@ -68,7 +68,7 @@ int unconfirmed_releases(Redis& redis, int threads, int grants) {
 
 TEST_CASE("what was granted is renewed, extended and released though no other connection can be made",
           "[redis][cleanup]") {
-    constexpr Millis ttl{600};
+    constexpr Millis ttl{1'200};
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     RedisLock lock{redis, "k", ttl};

@@ -279,7 +279,7 @@ TEST_CASE("nodes that send us to each other for ever are followed until the dead
     CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::moved));
     CHECK((now() > before + 200ms && now() < before + quick));
     CHECK(seed.heard + home.heard < 20);
-    const Failure told = failure([&] { return RedisLock{cluster, "k", {.ttl = 10s, .request_timeout = 100ms}}; });
+    const Failure told = failure([&] { return RedisLock{cluster, "k", {.ttl = 10s, .request_timeout = 400ms}}; });
     CHECK(told.code == Errc::moved);
 }
 

@@ -168,7 +168,7 @@ TEST_CASE("where no form of a release is taken, nothing is asked for", "[exchang
     const Answer answer = one.exchange.take_answer();
     CHECK(answer.verdict == Verdict::no);
     CHECK(answer.why.code == Errc::no_permission);
-    CHECK_THAT(answer.why.detail, containing("could not be released: NOPERM this user"));
+    CHECK_THAT(answer.why.detail, containing("could not be released here: NOPERM this user"));
     CHECK_FALSE(one.peer.is_release_proven);
 }
 

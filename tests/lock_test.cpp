@@ -1,5 +1,6 @@
 // What a lock makes of unclear answers, of trouble and of time: all in simulated time.
 #include "catch.hpp"
+#include "support/until.hpp"
 
 #include <redislock/inspect.hpp>
 #include <redislock/lock.hpp>
@@ -526,6 +527,24 @@ TEST_CASE("an extension that was granted while the machine slept beyond the end 
     CHECK_FALSE(backend.memory.get("k"));
 }
 
+TEST_CASE("of two threads that lock one object the second is told, and does not wait for the first", "[lock]") {
+    Memory memory{Memory::Time::real};
+    RedisLock holder{memory, "k", options};
+    RedisLock shared{memory, "k", options, std::defer_lock};
+    std::jthread first{[&] { shared.lock(); }};
+    test::until([&] { return memory.waiting("k") == 1; });
+    std::error_code code;
+    try {
+        static_cast<void>(shared.try_lock());
+    } catch (const std::system_error& error) {
+        code = error.code();
+    }
+    CHECK(code == std::errc::resource_deadlock_would_occur);
+    CHECK(holder.unlock() == Outcome::confirmed);
+    first.join();
+    CHECK(shared.owns_lock());
+}
+
 TEST_CASE("a suspended machine finds its lease ended, without a thread", "[lock]") {
     Memory memory;
     RedisLock lock{memory, "k", options};
@@ -534,6 +553,10 @@ TEST_CASE("a suspended machine finds its lease ended, without a thread", "[lock]
     RedisLock other{memory, "k", options, std::try_to_lock};
     CHECK(other.owns_lock());
     CHECK(lock.unlock() == Outcome::stolen);
+    CHECK_FALSE(RedisLock{memory, "k", std::try_to_lock});
+    CHECK_FALSE(RedisLock{memory, "k", std::defer_lock});
+    const Token token = other.detach();
+    CHECK(RedisLock{memory, "k", std::adopt_lock, token});
 }
 
 TEST_CASE("an adoption that nobody answers deletes nothing of the giver's", "[lock]") {

@@ -71,6 +71,23 @@ TEST_CASE("an observer is told how long a lock was waited for, and how long it w
     CHECK(diary.lost.empty());
 }
 
+TEST_CASE("an observer is told once that a wait rides out trouble, and which", "[observer]") {
+    Memory memory;
+    Diary diary;
+    RedisLock lock{memory, "k", told_to(diary), std::defer_lock};
+    memory.refuse(Errc::loading);
+    CHECK_THROWS_AS(lock.try_lock_for(5s), std::system_error);
+    REQUIRE(diary.waiting.size() == 1);
+    CHECK(diary.waiting[0].key == "k");
+    CHECK(diary.waiting[0].why == Errc::loading);
+    CHECK_FALSE(diary.waiting[0].holder_left);
+    memory.refuse(Errc{});
+    const RedisLock other{memory, "k", {.ttl = 5s, .renew = false}};
+    lock.lock();
+    REQUIRE(diary.waiting.size() == 2);
+    CHECK_FALSE(diary.waiting[1].why);
+}
+
 TEST_CASE("an observer is told why a lock was not acquired, after how long, and how often it was asked for",
           "[observer]") {
     Memory memory;

@@ -135,6 +135,23 @@ TEST_CASE("a file for TLS that can't be used is refused by the constructor, with
     CHECK(refusal({.ca_file = certificates.file("ca.pem")}) == "none");
 }
 
+TEST_CASE("options for TLS are refused where it is not by TLS", "[tls]") {
+    const auto is_refused = [](const std::string& uri, const TlsOptions& options) {
+        try {
+            Redis redis{uri, {.tls = options}};
+            return false;
+        } catch (const std::system_error& error) {
+            CHECK_THAT(error.what(), containing("allowed is with rediss://"));
+            return error.code() == Errc::bad_option;
+        }
+    };
+    CHECK(is_refused("redis://localhost", {.ca_file = "ca.pem"}));
+    CHECK(is_refused("redis://localhost", {.verify = Verify::none}));
+    CHECK_FALSE(is_refused("redis://localhost", {}));
+    CHECK_FALSE(is_refused("rediss://localhost", {.verify = Verify::none}));
+    CHECK_FALSE(is_refused("unix:///nowhere", {.verify = Verify::none}));
+}
+
 TEST_CASE("TLS to a port without it, and the reverse, end in time and say what it may be", "[redis][tls]") {
     TlsServer at;
     Redis to_plain{"rediss://localhost:" + std::to_string(at.server.port()), at.trusting()};

@@ -19,11 +19,11 @@ namespace redislock {
 /// std::system_error with one of these codes, with the standard's EPERM or EDEADLK for misuse of a lock object, or with
 /// the system's where it has no descriptor, thread or random bits for us; and std::bad_alloc.
 enum class Errc {
-    busy = 1,       ///< someone else holds the key
+    busy = 1,       ///< somebody else holds the key
     no_expiry,      ///< the key is held without an expiry: no lease of it will ever end by itself
     wrong_type,     ///< the key isn't a string: some other program's data, or a lock of another kind
     expired,        ///< the lease has ended: the key is gone
-    stolen,         ///< the key holds somebody else's token
+    stolen,         ///< the key holds another token
     unreachable,    ///< no connection could be made; nothing was sent
     unresolved,     ///< the host's name has no address
     no_sentinel,    ///< none of the sentinels answers
@@ -70,11 +70,11 @@ public:
 
     std::string message(int value) const override {
         switch (static_cast<Errc>(value)) {
-        case Errc::busy: return "the lock is held by someone else";
+        case Errc::busy: return "the lock is held by somebody else";
         case Errc::no_expiry: return "the key is held without an expiry";
         case Errc::wrong_type: return "the key is not a lock: its value is not a string";
-        case Errc::expired: return "the lease has ended";
-        case Errc::stolen: return "the key is held by someone else's token";
+        case Errc::expired: return "the key is gone: its lease has ended, or it was deleted";
+        case Errc::stolen: return "the key is held by another token";
         case Errc::unreachable: return "the server can not be reached";
         case Errc::unresolved: return "the host name can not be resolved";
         case Errc::no_sentinel: return "no sentinel answers";

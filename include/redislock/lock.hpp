@@ -36,15 +36,16 @@ inline constexpr bool are_tags<std::adopt_lock_t, Token> = true;
 /// lock of the parent is held, and nothing is sent for it.
 ///
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
-/// object holds already, the system's for want of descriptors or threads. That somebody else holds the key is no error
-/// but a `false`.
+/// object holds already, or what another thread is about to lock by this object, the system's for want of descriptors
+/// or threads. That somebody else holds the key is no error but a `false`.
 ///
 /// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these
 /// calls goes on, and ends at its next cancellation point after the call.
 template <class B>
 class RedisLock {
-    static_assert(Backend<B>,
-                  "a lock is made over a Redis, a Quorum, a Memory or another Backend, and not over its URI");
+    static_assert(
+        Backend<B>,
+        "a lock is made over a Redis, a Quorum, a Memory or another Backend, which is not const; not over its URI");
 
 public:
     /// Waits for the lock, as lock() does. Throws as lock() does, and Errc::bad_key or Errc::bad_option.
@@ -82,7 +83,13 @@ public:
     }
 
     // clang-format off
-    /// The same four, for those who only choose the ttl; `{}` means Options.
+    /// The last three, with the default options.
+    template <class... Tags>
+        requires(detail::are_tags<Tags...> && sizeof...(Tags) > 0)
+    [[nodiscard]] RedisLock(B& backend, std::string_view key, const Tags&... tags)
+        : RedisLock{backend, key, Options{}, tags...} {}
+
+    /// All four, for those who only choose the ttl; `{}` means Options.
     template <class Rep, class Period, class... Tags>
         requires std::convertible_to<std::chrono::duration<Rep, Period>, Millis> &&
                  std::constructible_from<RedisLock, B&, std::string_view, const Options&, const Tags&...>
@@ -221,7 +228,9 @@ public:
     /// giver's. Throws EPERM if the lock was made without Options::fencing.
     [[nodiscard]] std::uint64_t fencing_token() const requires FencingBackend<B> {
         if (!state_ || !state_->options.fencing)
-            raise({std::make_error_code(std::errc::operation_not_permitted), "the lock's grants are not numbered"});
+            raise({std::make_error_code(std::errc::operation_not_permitted),
+                   "lock \"" + detail::printable(std::string{key()}) +
+                       "\": its grants are not numbered; set Options::fencing"});
         return is_ours() ? state_->fencing_token(state_->backend.now()) : 0;
     }
 

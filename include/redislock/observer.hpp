@@ -59,10 +59,12 @@ constexpr std::string_view to_string(Missed reason) noexcept {
 struct Observer {
     using Span = LeaseClock::duration;
 
-    /// Once for a wait, as it begins: somebody has the key, or had it when it was asked for last.
+    /// Once for a wait, as it begins: somebody has the key, or had it when it was asked for last. And once where there
+    /// is trouble that time may mend, and it is asked again.
     struct Waiting {
         std::string_view key;
         std::optional<Millis> holder_left; ///< of the holder's lease, if that is known; he may renew it
+        std::error_code why;               ///< of the trouble; none: somebody has the key
     };
     struct Acquired {
         std::string_view key;

@@ -31,6 +31,8 @@ struct TlsOptions {
     std::string key{};         ///< of our certificate, without a passphrase; empty: it is in the same file
     std::string server_name{}; ///< the name in the server's certificate, where it is not the URI's host
     Verify verify = Verify::full;
+
+    friend bool operator==(const TlsOptions&, const TlsOptions&) = default;
 };
 
 /// For redis+sentinel:// and rediss+sentinel://: how to talk to the sentinels.
@@ -65,7 +67,7 @@ struct RedisOptions {
     /// is under way outlives the Redis: what the function refers to must be its own, by a shared_ptr for instance.
     std::function<Credentials()> credentials{};
 
-    /// For rediss:// alone: see tls.hpp.
+    /// For rediss:// alone, and refused with redis://: see tls.hpp.
     TlsOptions tls{};
 
     SentinelOptions sentinel{};

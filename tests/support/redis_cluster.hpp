@@ -19,9 +19,8 @@ public:
         for (std::size_t n = 0; n < size(); ++n) {
             at(n).command({"CLUSTER", "SET-CONFIG-EPOCH", std::to_string(n + 1)});
             if (n < primaries) demand(n, {"CLUSTER", "ADDSLOTSRANGE", first_slot(n), last_slot(n)});
-            if (n > 0) meet(n, 0);
         }
-        until([&] { return agree(); });
+        meet();
         for (std::size_t n = primaries; n < size(); ++n)
             until([&] { return at(n).text({"CLUSTER", "REPLICATE", id(n - primaries)}) == "OK"; });
         for (std::size_t n = primaries; n < size(); ++n) until([&] { return has_replica(n - primaries); });
@@ -128,6 +127,15 @@ private:
             } catch (const std::runtime_error&) { // somebody else was faster to take the port
                 if (tries == 5) throw;
             }
+    }
+    /// A handshake that takes longer than the node timeout is forgotten by the servers, and has to be begun anew.
+    void meet() {
+        for (int tries = 0; tries < 10 && !agree(); ++tries) {
+            for (std::size_t n = 1; n < size(); ++n) meet(n, 0);
+            const auto end = std::chrono::steady_clock::now() + std::chrono::seconds{5};
+            until([&] { return agree() || std::chrono::steady_clock::now() > end; });
+        }
+        if (!agree()) throw std::runtime_error{"the cluster does not come about: " + at(0).text({"CLUSTER", "NODES"})};
     }
     void meet(std::size_t n, std::size_t other) {
         demand(n,

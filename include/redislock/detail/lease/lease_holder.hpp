@@ -28,7 +28,7 @@ public:
         unsigned attempts = 0;
         Missed reason = Missed::stopped;
         Failure why;
-        bool told = false;
+        bool told = false, told_trouble = false;
         std::optional<Millis> holder_left;
         const StopSignal signal{stop};
         Acquisition acquisition{options, round_trip_, had_to_wait_ || is_contended(backend, key), started, give_up};
@@ -37,15 +37,18 @@ public:
             ++attempts;
             const auto [deadline, patience] = acquisition.ask(backend.now());
             if (patience > Millis::zero() && !std::exchange(told, true))
-                detail::tell(options.observer, &Observer::waiting, {key, holder_left});
+                detail::tell(options.observer, &Observer::waiting, {key, holder_left, {}});
             const Answer answer = attempt({deadline, signal.fd()}, patience);
             const TimePoint now = backend.now();
             if (lease.held(now)) return attempts;
             if (stop.stop_requested()) break;
             holder_left = answer.holder_left;
             const Acquisition::Step step = acquisition.answered(answer, now);
+            const bool goes_on = step.act == Act::ask || step.act == Act::rest;
+            if (goes_on && answer.is_trouble() && !std::exchange(told_trouble, true))
+                detail::tell(options.observer, &Observer::waiting, {key, {}, answer.why.code});
             if (step.act == Act::rest) backoff.rest({step.until, signal.fd()}, step.holder_left);
-            if (step.act == Act::ask || step.act == Act::rest) continue;
+            if (goes_on) continue;
             if (step.until > now) backend.pause({step.until, signal.fd()});
             reason = step.act == Act::failed ? Missed::error : give_up > started ? Missed::timed_out : Missed::busy;
             why = step.why;

@@ -19,9 +19,10 @@ public:
 
     bool lock(TimePoint give_up, const std::stop_token& stop) {
         const TimePoint started = backend.now();
-        if (this->held(started))
-            this->complain(
-                {std::make_error_code(std::errc::resource_deadlock_would_occur), "held by this very object"});
+        const std::unique_lock alone{locking_, std::try_to_lock};
+        if (!alone || this->held(started))
+            this->complain({std::make_error_code(std::errc::resource_deadlock_would_occur),
+                            alone ? "held by this very object" : "another thread is locking this very object"});
         unshare();
         const unsigned attempts = this->acquire(started, give_up, stop);
         return attempts > 0 && granted(started, attempts);
@@ -104,6 +105,7 @@ private:
     }
 
     TimePoint granted_at_{};
+    std::mutex locking_; ///< of the call that locks it: two threads with one object would wait for each other
 };
 
 } // namespace redislock::detail

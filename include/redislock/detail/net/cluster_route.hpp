@@ -46,9 +46,7 @@ public:
     const Known& next(TimePoint now) {
         is_guess_ = !target_;
         if (is_guess_) target_ = choose();
-        asked_ = now;
-        node_ = std::exchange(target_, nullptr);
-        tried_.push_back(node_);
+        has_asked(std::exchange(target_, nullptr), now);
         request_.asking = is_asking_;
         request_.deadline = deadline_;
         if (is_patient_) request_.patience = std::max(std::chrono::floor<Millis>(patience_ends_ - now), shortest);
@@ -59,6 +57,13 @@ public:
         return node_;
     }
     const Request& request() const noexcept { return request_; }
+
+    /// In place of the first next(): who is known to have the slot was asked before there was a route.
+    void has_asked(Known node, TimePoint when) {
+        asked_ = when;
+        target_ = nullptr;
+        tried_.push_back(node_ = std::move(node));
+    }
 
     /// Whether that is the answer to the request. If not, next() has another one to ask.
     bool is_over(Answer& answer, TimePoint now) {

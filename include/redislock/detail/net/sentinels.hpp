@@ -34,7 +34,7 @@ public:
         RedisOptions how;
         how.client_name = options.client_name;
         how.resolver = options.resolver;
-        how.tls = theirs.tls.value_or(options.tls);
+        if (theirs.uses_tls.value_or(address.tls)) how.tls = theirs.tls.value_or(options.tls);
         for (Address one : address.sentinels) {
             one.user = theirs.credentials.user;
             one.password = theirs.credentials.password;

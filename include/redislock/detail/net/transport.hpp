@@ -53,9 +53,14 @@ using MakeTls = std::unique_ptr<const TransportFactory> (*)(const Address&, cons
 /// Set by tls.hpp, so that nothing else depends on OpenSSL: one for all shared libraries of a process.
 [[gnu::visibility("default")]] inline constinit std::atomic<MakeTls> make_tls{nullptr};
 
-/// Null where the address is not one for TLS. Throws std::system_error: Errc::bad_option for a file that can't be used.
+/// Null where the address is not one for TLS. Throws std::system_error: Errc::bad_option for a file that can't be used,
+/// and for options without TLS, for then something was meant to be encrypted; a service's may be for its sentinels.
 inline std::unique_ptr<const TransportFactory> transport_to(const Address& address, const TlsOptions& options) {
-    if (!address.tls) return nullptr;
+    if (!address.tls) {
+        if (options != TlsOptions{} && address.service.empty() && address.path.empty())
+            refuse("tls", "set, and " + address.text() + " is not talked to by TLS", "with rediss://");
+        return nullptr;
+    }
     const Uncancelled call; // it reads files
     if (const MakeTls make = make_tls) return make(address, options);
     raise({Errc::bad_uri, address.text() + ": for rediss://, include <redislock/tls.hpp> and link redislock::tls"});

@@ -147,7 +147,7 @@ private:
         const Answer answer = reply.is_error() ? meaning_of(request(), reply) : Answer{Verdict::yes};
         if (revoked_) return done({Verdict::no, {Errc::timed_out, "not asked"}}); // its release is on its way
         if (refuses_command(answer)) {
-            if (!objection_) objection_ = {answer.why.code, "a lock could not be released: " + answer.why.detail};
+            if (!objection_) objection_ = {answer.why.code, "locks could not be released here: " + answer.why.detail};
             if (form_ == ReleaseForm::delex) {
                 if (objection_.code == Errc::unsupported) objection_.detail += no_commands;
                 return done({Verdict::no, objection_});

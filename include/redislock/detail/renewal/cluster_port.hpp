@@ -19,12 +19,16 @@ public:
 
     void send(Renewal renewal) {
         const TimePoint now = renewal.asked;
-        ask(std::make_shared<RoutedRenewal>(std::move(renewal), table_), now);
+        Request request = renewal.request();
+        Known owner = table_.owner(key_slot(request.key));
+        if (owner && !owner->is_doubted) return send(std::move(request), {std::move(renewal), std::move(owner)});
+        auto route = std::make_unique<ClusterRoute<Node>>(table_, std::move(request), now);
+        go_on({std::move(renewal), {}, std::move(route)}, now);
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (auto& routed : take_rested(now)) ask(std::move(routed), now);
+        for (RoutedRenewal& routed : take_rested(now)) go_on(std::move(routed), now);
         do
             for (auto& [node, channels] : channels_)
                 for (BorrowedChannel& channel : channels.all) channel.advance(now);
@@ -48,41 +52,45 @@ public:
 private:
     using Known = typename SlotTable<Node>::Known;
 
-    /// A renewal, and which node is asked for it next.
+    /// A renewal, and who was asked for it last. Its route is made where the first answer does not settle it.
     struct RoutedRenewal {
-        RoutedRenewal(Renewal of, SlotTable<Node>& table)
-            : renewal{std::move(of)}, route{table, renewal.request(), renewal.asked} {}
-        const Renewal renewal;
-        ClusterRoute<Node> route;
+        Renewal renewal;
+        Known node;
+        std::unique_ptr<ClusterRoute<Node>> route{};
     };
-    using Answers = std::vector<std::pair<std::shared_ptr<RoutedRenewal>, Answer>>;
+    using Answers = std::vector<std::pair<RoutedRenewal, Answer>>;
 
     struct WorkerQuestion final : Question {
-        WorkerQuestion(std::shared_ptr<RoutedRenewal> of, Known at, std::shared_ptr<Answers> into)
-            : Question{of->route.request()}, routed{std::move(of)}, node{std::move(at)}, answers{std::move(into)} {}
-        const std::shared_ptr<RoutedRenewal> routed;
-        const Known node;
+        WorkerQuestion(Request what, RoutedRenewal of, std::shared_ptr<Answers> into)
+            : Question{std::move(what)}, routed{std::move(of)}, answers{std::move(into)} {}
+        RoutedRenewal routed;
         const std::shared_ptr<Answers> answers;
         void answered(std::size_t, Answer answer) override {
-            node->node.pool().count(request, answer);
-            answers->emplace_back(routed, std::move(answer));
+            routed.node->node.pool().count(request, answer);
+            answers->emplace_back(std::move(routed), std::move(answer));
         }
     };
 
-    std::vector<std::shared_ptr<RoutedRenewal>> take_rested(TimePoint now) {
-        std::vector<std::shared_ptr<RoutedRenewal>> rested;
+    std::vector<RoutedRenewal> take_rested(TimePoint now) {
+        std::vector<RoutedRenewal> rested;
         for (auto one = resting_.begin(); one != resting_.end() && one->first <= now; one = resting_.erase(one))
             rested.push_back(std::move(one->second));
         return rested;
     }
 
-    void ask(std::shared_ptr<RoutedRenewal> routed, TimePoint now) {
-        const Known node = routed->route.next(now);
-        auto channels = channels_.find(node);
+    /// To the node that is next on its route.
+    void go_on(RoutedRenewal routed, TimePoint now) {
+        routed.node = routed.route->next(now);
+        Request request = routed.route->request();
+        send(std::move(request), std::move(routed));
+    }
+
+    void send(Request request, RoutedRenewal routed) {
+        auto channels = channels_.find(routed.node);
         if (channels == channels_.end())
-            channels = channels_.try_emplace(node, std::vector<ChannelPool*>{&node->node.pool()}).first;
-        BorrowedChannel& channel = channels->second.to(0, routed->renewal.channel_group());
-        channel.send(std::make_shared<WorkerQuestion>(std::move(routed), node, answers_));
+            channels = channels_.try_emplace(routed.node, std::vector<ChannelPool*>{&routed.node->node.pool()}).first;
+        BorrowedChannel& channel = channels->second.to(0, routed.renewal.channel_group());
+        channel.send(std::make_shared<WorkerQuestion>(std::move(request), std::move(routed), answers_));
     }
 
     /// What has come: to who asked, or on to another node. Whether something is to be sent now.
@@ -90,23 +98,36 @@ private:
     bool pass_on(TimePoint now, Answered& answered) {
         bool any = false;
         for (auto& [routed, answer] : std::exchange(*answers_, {})) {
-            if (routed->route.is_over(answer, now)) {
-                answered(routed->renewal, answer);
-            } else if (routed->route.at() <= now) {
-                ask(std::move(routed), now);
+            if (is_over(routed, answer, now)) {
+                answered(routed.renewal, answer);
+            } else if (routed.route->at() <= now) {
+                go_on(std::move(routed), now);
                 any = true;
             } else {
-                const TimePoint at = routed->route.at();
+                const TimePoint at = routed.route->at();
                 resting_.emplace(at, std::move(routed));
             }
         }
         return any;
     }
 
+    bool is_over(RoutedRenewal& routed, Answer& answer, TimePoint now) {
+        auto& [renewal, node, route] = routed;
+        if (!route && answer.is_about_the_key()) {
+            node->has_answered();
+            return true;
+        }
+        if (!route) {
+            route = std::make_unique<ClusterRoute<Node>>(table_, renewal.request(), renewal.asked);
+            route->has_asked(node, renewal.asked);
+        }
+        return route->is_over(answer, now);
+    }
+
     SlotTable<Node>& table_;
     const std::shared_ptr<Answers> answers_ = std::make_shared<Answers>();
     std::map<Known, RenewalChannels<BorrowedChannel, ChannelPool>> channels_; ///< with something under channel
-    std::multimap<TimePoint, std::shared_ptr<RoutedRenewal>> resting_;
+    std::multimap<TimePoint, RoutedRenewal> resting_;
 };
 
 } // namespace redislock::detail

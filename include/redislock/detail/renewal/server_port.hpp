@@ -41,12 +41,12 @@ private:
     struct WorkerQuestion final : Question {
         WorkerQuestion(Renewal of, ChannelPool& over, std::shared_ptr<AnsweredRenewals> into)
             : Question{of.request()}, renewal{std::move(of)}, pool{over}, answers{std::move(into)} {}
-        const Renewal renewal;
+        Renewal renewal;
         ChannelPool& pool;
         const std::shared_ptr<AnsweredRenewals> answers;
         void answered(std::size_t, Answer answer) override {
             pool.count(request, answer);
-            answers->emplace_back(renewal, std::move(answer));
+            answers->emplace_back(std::move(renewal), std::move(answer));
         }
     };
 

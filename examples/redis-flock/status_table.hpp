@@ -16,6 +16,20 @@
 #include <string>
 #include <vector>
 
+/// What it replies, as text. Throws std::system_error, with `purpose` where the server refuses.
+inline std::string run(redislock::Redis& server, const std::string& purpose,
+                       std::initializer_list<std::string_view> command, redislock::Millis request_timeout) {
+    std::vector<redislock::detail::Reply> replies;
+    const auto answer = server.run(std::vector{redislock::detail::formatted(command)},
+                                   redislock::later(server.now(), request_timeout), replies);
+    if (answer.verdict != redislock::Verdict::yes) redislock::raise(answer.why);
+    const std::string& text = replies.at(0).text;
+    if (replies[0].is_error())
+        redislock::raise({redislock::detail::meaning(text),
+                          server.name() + ": " + purpose + ": " + redislock::detail::printable(text)});
+    return text;
+}
+
 /// Asks the servers anew for each text. `Server`: a Redis or a Cluster.
 template <class Server>
 class StatusTable {
@@ -123,25 +137,14 @@ private:
                 ask(server, [&] {
                     std::string cursor = "0";
                     do {
-                        std::istringstream lines{run(server, {"EVAL", script, "0", cursor, pattern})};
+                        std::istringstream lines{
+                            run(server, "to list keys", {"EVAL", script, "0", cursor, pattern}, request_timeout_)};
                         std::getline(lines >> std::ws, cursor);
                         for (std::string line; std::getline(lines, line);)
                             if (const std::string key = decoded(line); !is_auxiliary(key)) keys.insert(key);
                     } while (cursor != "0");
                 });
         return keys;
-    }
-
-    std::string run(redislock::Redis& server, std::initializer_list<std::string_view> command) const {
-        std::vector<redislock::detail::Reply> replies;
-        const auto answer = server.run(std::vector{redislock::detail::formatted(command)},
-                                       redislock::later(server.now(), request_timeout_), replies);
-        if (answer.verdict != redislock::Verdict::yes) redislock::raise(answer.why);
-        const std::string& text = replies.at(0).text;
-        if (replies[0].is_error())
-            redislock::raise({redislock::detail::meaning(text),
-                              server.name() + ": to list keys: " + redislock::detail::printable(text)});
-        return text;
     }
 
     static std::string decoded(const std::string& digits) {

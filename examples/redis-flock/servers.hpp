@@ -1,0 +1,68 @@
+// The servers that redis-flock asks.
+#pragma once
+
+#include "settings.hpp"
+
+#include <redislock/cluster.hpp>
+
+#include <deque>
+
+inline std::vector<redislock::Address> addresses_of(const Settings& settings) {
+    std::vector<redislock::Address> all;
+    for (const std::string& url : settings.urls) {
+        try {
+            all.push_back(redislock::Address::parse(url));
+        } catch (const std::system_error& error) {
+            redislock::Failure why = redislock::detail::failure_of(error);
+            if (!settings.urls_from.empty()) why.detail.insert(0, settings.urls_from + ": ");
+            redislock::raise(why);
+        }
+        all.back().tls |= settings.uses_tls && all.back().path.empty();
+    }
+    return all;
+}
+
+inline redislock::RedisOptions options_of(const Settings& settings) {
+    redislock::RedisOptions options = settings.server;
+    if (settings.restart_delay) options.restart_delay = settings.restart_delay->span;
+    return options;
+}
+
+/// With all servers; a cluster is one.
+template <class Use>
+auto with_each(const Settings& settings, Use use) {
+    if (settings.is_cluster) {
+        std::deque<redislock::Cluster> cluster;
+        cluster.emplace_back(addresses_of(settings), options_of(settings));
+        return use(cluster);
+    }
+    std::deque<redislock::Redis> servers;
+    for (redislock::Address& address : addresses_of(settings))
+        servers.emplace_back(std::move(address), options_of(settings));
+    return use(servers);
+}
+
+/// With the server, the cluster, or the majority of several servers.
+template <class Use>
+auto with_servers(const Settings& settings, Use use) {
+    return with_each(settings, [&]<class Server>(std::deque<Server>& servers) {
+        if constexpr (!redislock::QuorumNode<Server>) {
+            return use(servers.front());
+        } else {
+            if (servers.size() == 1) return use(servers.front());
+            std::vector<Server*> all;
+            for (Server& server : servers) all.push_back(&server);
+            redislock::Quorum<Server> quorum{all};
+            return use(quorum);
+        }
+    });
+}
+
+/// As an exit status.
+inline int cause(const std::error_code& code, const Settings& settings) {
+    using redislock::Errc;
+    if (code.category() != redislock::category()) return system_refuses;
+    if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
+    if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return settings.conflict_status;
+    return no_server;
+}
