@@ -66,7 +66,8 @@ std::set<std::string> anchors_of(const std::string& file) {
 
 TEST_CASE("every link in the documents leads to a file, and to a heading, that there is", "[readme]") {
     int links = 0;
-    for (const std::filesystem::path document : {"README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"}) {
+    for (const std::filesystem::path document :
+         {"README.md", "examples/redis-flock/README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"}) {
         const std::regex link{R"(\]\(([^)#: ]*)(#[^) ]*)?\))"};
         for (const std::string& line : lines_of(document.string()))
             for (std::sregex_iterator each{line.begin(), line.end(), link}, end; each != end; ++each, ++links) {
