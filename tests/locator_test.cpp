@@ -219,6 +219,28 @@ TEST_CASE("a resolver that blocks holds nobody up where an address is known", "[
     CHECK(now() < start + 2s);
 }
 
+TEST_CASE("a doubt that comes up during a look-up is not settled by that one", "[locator]") {
+    Name name{1};
+    const detail::Locator locator{Address::parse(somewhere), {.resolver = name.resolver()}};
+    TimePoint time = now();
+    const auto ask = [&] { return locator.ask(time = later(time, 200ms)).look_up; }; // when another one may begin
+    const auto begun = ask();
+    REQUIRE(begun);
+    test::until([&] { return begun->has_ended(); });
+    CHECK_FALSE(ask());
+    name.block();
+    locator.doubt();
+    const auto in_doubt = ask();
+    REQUIRE(in_doubt);
+    locator.doubt();
+    name.go_on();
+    test::until([&] { return in_doubt->has_ended(); });
+    const auto again = ask();
+    REQUIRE(again);
+    test::until([&] { return again->has_ended(); });
+    CHECK_FALSE(ask());
+}
+
 TEST_CASE("a name that stands for two independent servers is told, where the server is asked who it is",
           "[redis][locator]") {
     test::RedisServer one, other;

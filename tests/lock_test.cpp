@@ -531,7 +531,7 @@ TEST_CASE("of two threads that lock one object the second is told, and does not 
     Memory memory{Memory::Time::real};
     RedisLock holder{memory, "k", options};
     RedisLock shared{memory, "k", options, std::defer_lock};
-    std::jthread first{[&] { shared.lock(); }};
+    std::jthread first{[&](std::stop_token stop) { static_cast<void>(shared.lock(stop)); }};
     test::until([&] { return memory.waiting("k") == 1; });
     std::error_code code;
     try {

@@ -81,6 +81,8 @@ TEST_CASE("an observer is told once that a wait rides out trouble, and which", "
     CHECK(diary.waiting[0].key == "k");
     CHECK(diary.waiting[0].why == Errc::loading);
     CHECK_FALSE(diary.waiting[0].holder_left);
+    CHECK_THROWS_AS(lock.try_lock(), std::system_error);
+    CHECK(diary.waiting.size() == 1); // who asks once does not wait
     memory.refuse(Errc{});
     const RedisLock other{memory, "k", {.ttl = 5s, .renew = false}};
     lock.lock();

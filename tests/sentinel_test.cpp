@@ -67,6 +67,11 @@ TEST_CASE("where a sentinel is of no use, the next one is asked", "[redis][senti
     SECTION("it says something else") { bad.says(FakeSentinel::array({"ip", "", "port", "x"})); }
     SECTION("it says what is no array") { bad.says(":1\r\n"); }
     SECTION("it names a replica") { bad.names(replica.port(), 7); }
+    SECTION("it names a replica that can be written to") {
+        replica.command({"CONFIG", "SET", "replica-read-only", "no"});
+        bad.names(replica.port(), 7);
+    }
+    SECTION("it names one after the other who is dead") { bad.names_in_turn(test::free_port(), test::free_port(), 7); }
     SECTION("it names one who is dead") { bad.names(test::free_port(), 7); }
     SECTION("it names a sentinel") { bad.names(std::stoi(good.host_and_port().substr(10)), 7); }
     Redis redis{service({first, good.host_and_port()})};

@@ -6,6 +6,7 @@
 #include "fake_server.hpp"
 #include "troubles.hpp"
 
+#include <redislock/cluster.hpp>
 #include <redislock/redislock.hpp>
 #include <redislock/tls.hpp>
 
@@ -141,7 +142,7 @@ TEST_CASE("options for TLS are refused where it is not by TLS", "[tls]") {
             Redis redis{uri, {.tls = options}};
             return false;
         } catch (const std::system_error& error) {
-            CHECK_THAT(error.what(), containing("allowed is with rediss://"));
+            CHECK_THAT(error.what(), containing("allowed is with rediss"));
             return error.code() == Errc::bad_option;
         }
     };
@@ -149,7 +150,12 @@ TEST_CASE("options for TLS are refused where it is not by TLS", "[tls]") {
     CHECK(is_refused("redis://localhost", {.verify = Verify::none}));
     CHECK_FALSE(is_refused("redis://localhost", {}));
     CHECK_FALSE(is_refused("rediss://localhost", {.verify = Verify::none}));
-    CHECK_FALSE(is_refused("unix:///nowhere", {.verify = Verify::none}));
+    CHECK(is_refused("redis+sentinel://localhost/main", {.verify = Verify::none}));
+    CHECK_FALSE(is_refused("rediss+sentinel://localhost/main", {.verify = Verify::none}));
+    const RedisOptions for_sentinels{.tls = {.verify = Verify::none}, .sentinel = {.uses_tls = true}};
+    CHECK_NOTHROW(Redis{"redis+sentinel://localhost/main", for_sentinels});
+    CHECK_THROWS_AS((Cluster{"unix:///nowhere", {.tls = {.verify = Verify::none}}}), std::system_error);
+    CHECK(is_refused("unix:///nowhere", {.verify = Verify::none}));
 }
 
 TEST_CASE("TLS to a port without it, and the reverse, end in time and say what it may be", "[redis][tls]") {

@@ -269,6 +269,9 @@ private:
             std::istringstream variable{url};
             add_urls(variable, "REDIS_URL", settings_);
         }
+        if (!settings_.is_cluster && settings_.urls.size() > 1 && settings_.urls.size() % 2 == 0)
+            throw CLI::ValidationError{"the number of servers is " + std::to_string(settings_.urls.size()) +
+                                       ", allowed is an odd one"};
         // Whose machine has a Redis of its own would else have a lock of its own.
         if (settings_.urls.empty())
             throw CLI::ValidationError{"no server is named: by --url, --url-file or REDIS_URL, such as "

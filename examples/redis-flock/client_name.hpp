@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <regex>
 
 /// How the name ends of those that have to do with this key. A name has no blanks.
 inline std::string end_of_name(const std::string& key) {
@@ -36,7 +37,9 @@ inline std::map<std::string, std::string> clients_for(const std::string& key, co
             return begin < name.size() + 2 ? "" : line.substr(begin, line.find(' ', begin) - begin);
         };
         const std::string name = field("name");
-        if (!name.starts_with("redis-flock:") || !name.ends_with(end_of_name(key))) continue;
+        static const std::regex form{"redis-flock:[^:]*:[0-9]+(:.*)"};
+        std::smatch parts;
+        if (!std::regex_match(name, parts, form) || parts[1] != end_of_name(key)) continue;
         Client& client = clients[name]; // which may have several connections
         client.age = std::max(client.age, std::strtol(field("age").c_str(), nullptr, 10));
         client.waits |= field("flags").find('b') != std::string::npos;

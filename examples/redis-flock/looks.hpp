@@ -44,8 +44,8 @@ int release_by_force(Servers& servers, const Settings& settings) {
     const char* const meaning = outcome == redislock::Outcome::confirmed ? "the key is deleted"
                                 : outcome == redislock::Outcome::expired ? "there is no such key"
                                 : outcome == redislock::Outcome::stolen
-                                    ? "the key holds another token, and nothing was deleted"
-                                    : "no answer came; try again";
+                                    ? "the key holds another token, and is left alone"
+                                    : "it is not known whether the key is deleted";
     if (!settings.quiet) std::cout << to_string(outcome) << ": " << meaning << '\n';
     return outcome == redislock::Outcome::unknown ? no_server : outcome == redislock::Outcome::stolen ? held : 0;
 }
@@ -73,7 +73,7 @@ void show_clients([[maybe_unused]] std::deque<Server>& servers, [[maybe_unused]]
                 for (const auto& [name, told] : clients_for(settings.key, list))
                     std::cout << server.name() << ": " << name << " is " << told << '\n';
             } catch (const std::system_error& error) {
-                settings.mention(error.what());
+                std::cout << "which redis-flocks have to do with it is not known: " << error.what() << '\n';
             }
 }
 

@@ -119,10 +119,10 @@ std::optional<End> acquire(Servers& servers, Lock& lock, const Settings& setting
 
 /// After a command that has succeeded: the key is left to its ttl, if it is there yet.
 template <class Servers, class Lock>
-End keep(Servers& servers, Lock& lock, const Settings& settings) {
-    const redislock::Token token = lock.token();
+End keep(Servers& servers, Lock& lock, const redislock::Token& token, const Settings& settings) {
     try {
         const auto holder = redislock::inspect(servers, settings.key, span_of(settings.request_timeout).value_or(1s));
+        if (!holder && !lock.owns_lock()) return {}; // its ttl is over meanwhile
         if (!holder || holder->token() != token) {
             settings.say("the lease of " + settings.name() + " was lost before the command ended: " +
                          Told::text(holder ? redislock::Loss::stolen : redislock::Loss::deleted));
@@ -154,9 +154,10 @@ bool ended_in_time(Command& command, Lock& lock, const Settings& settings, const
             kill_at = Clock::now() + (left > 0ms ? std::min(left, settings.grace()) : settings.grace());
             const bool is_ended = command.signal(SIGTERM);
             command.signal(SIGCONT); // it may be stopped
-            const std::string why = settings.keep            ? "ends: --keep does not renew it, and --ttl is too short"
-                                    : left <= 0ms || is_over ? "is lost: " + Told::text(Told::why_lost)
-                                                             : "can't be renewed: " + Told::text(Told::why_not_renewed);
+            const std::string why = is_over         ? "is lost: " + Told::text(Told::why_lost)
+                                    : settings.keep ? "ends: --keep does not renew it, and --ttl is too short"
+                                    : left <= 0ms   ? "is lost: " + Told::text(Told::why_lost)
+                                                    : "can't be renewed: " + Told::text(Told::why_not_renewed);
             settings.say("the lease of " + settings.name() + ' ' + why + "; the command " +
                          (is_ended ? "is ended" : "can't be ended, for it is another user's"));
         }
@@ -203,8 +204,9 @@ End run(Servers& servers, const Settings& settings, const Signals& signals, char
         settings.say(words[0] + ": "s + std::strerror(error));
         return {error == ENOENT ? 127 : 126};
     }
-    const bool ours = lock.owns_lock();
-    if (settings.keep && ours && command.end().status == 0) return keep(servers, lock, settings);
+    const redislock::Token token = lock.token();
+    const bool ours = !token.is_nil();
+    if (settings.keep && ours && command.end().status == 0) return keep(servers, lock, token, settings);
     const Outcome outcome = lock.unlock();
     if (outcome != Outcome::confirmed && !(outcome == Outcome::unknown && ours)) {
         settings.say("the lease of " + settings.name() + " was lost before the command ended, with status " +
@@ -245,10 +247,9 @@ int main(int argc, char** argv) {
         const Signals signals; // until now they end us
         end = with_servers(settings, [&](auto& servers) { return run(servers, settings, signals, words); });
     } catch (const std::system_error& error) {
-        const int status = cause(error.code(), settings);
-        settings.quiet &= status != usage; // which is told in any case
+        settings.quiet &= !is_usage(error.code()); // which is told in any case
         settings.say(error.what());
-        return status;
+        return cause(error.code(), settings);
     }
     return end();
 }

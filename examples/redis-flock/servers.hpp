@@ -5,6 +5,7 @@
 
 #include <redislock/cluster.hpp>
 
+#include <algorithm>
 #include <deque>
 
 inline std::vector<redislock::Address> addresses_of(const Settings& settings) {
@@ -22,8 +23,10 @@ inline std::vector<redislock::Address> addresses_of(const Settings& settings) {
     return all;
 }
 
-inline redislock::RedisOptions options_of(const Settings& settings) {
+/// Of several servers those by TLS have the options for that. Where none is, they are refused.
+inline redislock::RedisOptions options_of(const Settings& settings, bool uses_tls, bool do_others) {
     redislock::RedisOptions options = settings.server;
+    if (!uses_tls && do_others) options.tls = {};
     if (settings.restart_delay) options.restart_delay = settings.restart_delay->span;
     return options;
 }
@@ -31,14 +34,19 @@ inline redislock::RedisOptions options_of(const Settings& settings) {
 /// With all servers; a cluster is one.
 template <class Use>
 auto with_each(const Settings& settings, Use use) {
+    std::vector<redislock::Address> addresses = addresses_of(settings);
+    const auto is_by_tls = [](const redislock::Address& one) { return one.tls; };
+    const bool any_by_tls = std::any_of(addresses.begin(), addresses.end(), is_by_tls);
     if (settings.is_cluster) {
         std::deque<redislock::Cluster> cluster;
-        cluster.emplace_back(addresses_of(settings), options_of(settings));
+        cluster.emplace_back(addresses, options_of(settings, addresses.front().tls, any_by_tls));
         return use(cluster);
     }
     std::deque<redislock::Redis> servers;
-    for (redislock::Address& address : addresses_of(settings))
-        servers.emplace_back(std::move(address), options_of(settings));
+    for (redislock::Address& address : addresses) {
+        const bool by_tls = address.tls;
+        servers.emplace_back(std::move(address), options_of(settings, by_tls, any_by_tls));
+    }
     return use(servers);
 }
 
@@ -58,11 +66,17 @@ auto with_servers(const Settings& settings, Use use) {
     });
 }
 
+/// Whether an error is that of the arguments.
+inline bool is_usage(const std::error_code& code) {
+    using redislock::Errc;
+    return code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri;
+}
+
 /// As an exit status.
 inline int cause(const std::error_code& code, const Settings& settings) {
     using redislock::Errc;
     if (code.category() != redislock::category()) return system_refuses;
-    if (code == Errc::bad_key || code == Errc::bad_option || code == Errc::bad_uri) return usage;
+    if (is_usage(code)) return usage;
     if (code == Errc::busy || code == Errc::no_expiry || code == Errc::wrong_type) return settings.conflict_status;
     return no_server;
 }

@@ -61,6 +61,15 @@ struct Servers {
             if (keys() == 0) return true;
         return false;
     }
+    /// The same, in 20 s, while locks are used: an answer that was late is heard then.
+    bool are_free_in_use(redislock::Quorum<redislock::Redis>& quorum) {
+        for (const redislock::TimePoint end = redislock::detail::now() + std::chrono::seconds{20};
+             redislock::detail::now() < end;) {
+            redislock::RedisLock{quorum, "other"}.unlock();
+            if (are_free_within(redislock::Millis{200})) return true;
+        }
+        return false;
+    }
 
     std::deque<RedisServer> servers;
     std::deque<redislock::Redis> nodes;

@@ -14,13 +14,10 @@ public:
     explicit FakeSentinel(int primarys_port) { names(primarys_port); }
 
     void names(int port, int epoch = 0, long long seen_for_ms = 100'000'000) {
-        says(array({"name", "main", "ip", "127.0.0.1", "port", std::to_string(port), "role-reported-time",
-                    std::to_string(seen_for_ms), "config-epoch", std::to_string(epoch)}));
+        says_in_turn({naming(port, epoch, seen_for_ms)});
     }
-    void says(std::string reply) {
-        const std::lock_guard guard{mutex_};
-        reply_ = std::move(reply);
-    }
+    void names_in_turn(int port, int other, int epoch) { says_in_turn({naming(port, epoch), naming(other, epoch)}); }
+    void says(std::string reply) { says_in_turn({std::move(reply)}); }
 
     int asked() const { return asked_; }
     /// All that was ever sent to it.
@@ -37,27 +34,34 @@ public:
     }
 
 private:
+    static std::string naming(int port, int epoch, long long seen_for_ms = 100'000'000) {
+        return array({"name", "main", "ip", "127.0.0.1", "port", std::to_string(port), "role-reported-time",
+                      std::to_string(seen_for_ms), "config-epoch", std::to_string(epoch)});
+    }
+    void says_in_turn(std::vector<std::string> replies) {
+        const std::lock_guard guard{mutex_};
+        replies_ = std::move(replies);
+    }
+
     /// To each command in turn; there is none of more than one line a word.
     void talk(Peer& peer) {
         for (std::string bytes; !(bytes = peer.read()).empty();) {
-            std::string reply;
+            std::string replies;
             {
                 const std::lock_guard guard{mutex_};
                 heard_ += bytes;
-                reply = reply_;
-            }
-            std::string replies;
-            for (auto at = bytes.find('*'); at != bytes.npos; at = bytes.find("\r\n*", at + 1)) {
-                const bool is_question = bytes.find("SENTINEL", at) < bytes.find("\r\n*", at + 1);
-                asked_ += is_question;
-                replies += is_question ? reply : "+OK\r\n";
+                for (auto at = bytes.find('*'); at != bytes.npos; at = bytes.find("\r\n*", at + 1)) {
+                    const bool is_question = bytes.find("SENTINEL", at) < bytes.find("\r\n*", at + 1);
+                    replies += is_question ? replies_[static_cast<std::size_t>(asked_++) % replies_.size()] : "+OK\r\n";
+                }
             }
             peer.send(replies);
         }
     }
 
     mutable std::mutex mutex_{};
-    std::string reply_{}, heard_{};
+    std::vector<std::string> replies_{};
+    std::string heard_{};
     std::atomic<int> asked_{0};
     FakeServer server_{[this](Peer& peer, int) { talk(peer); }}; // the last: its threads use the others
 };

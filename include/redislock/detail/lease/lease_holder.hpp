@@ -45,7 +45,7 @@ public:
             holder_left = answer.holder_left;
             const Acquisition::Step step = acquisition.answered(answer, now);
             const bool goes_on = step.act == Act::ask || step.act == Act::rest;
-            if (goes_on && answer.is_trouble() && !std::exchange(told_trouble, true))
+            if (goes_on && answer.is_trouble() && give_up > started && !std::exchange(told_trouble, true))
                 detail::tell(options.observer, &Observer::waiting, {key, {}, answer.why.code});
             if (step.act == Act::rest) backoff.rest({step.until, signal.fd()}, step.holder_left);
             if (goes_on) continue;

@@ -5,6 +5,9 @@
 #include "../system/process.hpp"
 #include "lease_holder.hpp"
 
+#include <atomic>
+#include <thread>
+
 namespace redislock::detail {
 
 /// On the heap, for the guard may be moved. Not thread-safe, but for what HeldLease shares with the worker.
@@ -19,10 +22,11 @@ public:
 
     bool lock(TimePoint give_up, const std::stop_token& stop) {
         const TimePoint started = backend.now();
-        const std::unique_lock alone{locking_, std::try_to_lock};
-        if (!alone || this->held(started))
-            this->complain({std::make_error_code(std::errc::resource_deadlock_would_occur),
-                            alone ? "held by this very object" : "another thread is locking this very object"});
+        const Caller caller{locking_};
+        if (caller.is_second || this->held(started))
+            this->complain(
+                {std::make_error_code(std::errc::resource_deadlock_would_occur),
+                 caller.is_second ? "another thread is locking this very object" : "held by this very object"});
         unshare();
         const unsigned attempts = this->acquire(started, give_up, stop);
         return attempts > 0 && granted(started, attempts);
@@ -104,8 +108,25 @@ private:
         if (this->drop()) backend.drop(*this);
     }
 
+    /// Of a call that locks it. Two threads with one object would wait for each other, and so the second is told; a
+    /// callback of the first may call again.
+    struct Caller {
+        explicit Caller(std::atomic<std::thread::id>& thread_inside) noexcept : inside{thread_inside} {
+            std::thread::id found{};
+            is_first = inside.compare_exchange_strong(found, std::this_thread::get_id());
+            is_second = !is_first && found != std::this_thread::get_id();
+        }
+        Caller(const Caller&) = delete;
+        Caller& operator=(const Caller&) = delete;
+        ~Caller() {
+            if (is_first) inside = std::thread::id{};
+        }
+        std::atomic<std::thread::id>& inside;
+        bool is_first, is_second;
+    };
+
     TimePoint granted_at_{};
-    std::mutex locking_; ///< of the call that locks it: two threads with one object would wait for each other
+    std::atomic<std::thread::id> locking_{};
 };
 
 } // namespace redislock::detail

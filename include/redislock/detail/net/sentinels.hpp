@@ -29,16 +29,19 @@ public:
         const SentinelOptions& theirs = options.sentinel;
         if (theirs.credentials.password.empty() && !theirs.credentials.user.empty())
             refuse("sentinel.credentials", "a user without a password", "both, or none");
-        if (theirs.tls && !theirs.uses_tls.value_or(address.tls))
+        const bool by_tls = theirs.uses_tls.value_or(address.tls);
+        if (options.tls != TlsOptions{} && !address.tls && (!by_tls || theirs.tls))
+            refuse("tls", "set, and neither servers nor sentinels are talked to by it", "with rediss+sentinel://");
+        if (theirs.tls && !by_tls)
             refuse("sentinel.tls", "set, and the sentinels are not talked to by TLS", "with uses_tls = true");
         RedisOptions how;
         how.client_name = options.client_name;
         how.resolver = options.resolver;
-        if (theirs.uses_tls.value_or(address.tls)) how.tls = theirs.tls.value_or(options.tls);
+        if (by_tls) how.tls = theirs.tls.value_or(options.tls);
         for (Address one : address.sentinels) {
             one.user = theirs.credentials.user;
             one.password = theirs.credentials.password;
-            one.tls = theirs.uses_tls.value_or(address.tls);
+            one.tls = by_tls;
             one.db = 0;
             servers_.push_back(std::make_unique<const Server>(one, how));
             names_.push_back(one.text());

@@ -57,7 +57,7 @@ using MakeTls = std::unique_ptr<const TransportFactory> (*)(const Address&, cons
 /// and for options without TLS, for then something was meant to be encrypted; a service's may be for its sentinels.
 inline std::unique_ptr<const TransportFactory> transport_to(const Address& address, const TlsOptions& options) {
     if (!address.tls) {
-        if (options != TlsOptions{} && address.service.empty() && address.path.empty())
+        if (options != TlsOptions{} && address.service.empty())
             refuse("tls", "set, and " + address.text() + " is not talked to by TLS", "with rediss://");
         return nullptr;
     }

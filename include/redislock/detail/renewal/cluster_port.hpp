@@ -61,12 +61,18 @@ private:
     using Answers = std::vector<std::pair<RoutedRenewal, Answer>>;
 
     struct WorkerQuestion final : Question {
-        WorkerQuestion(Request what, RoutedRenewal of, std::shared_ptr<Answers> into)
-            : Question{std::move(what)}, routed{std::move(of)}, answers{std::move(into)} {}
+        WorkerQuestion(Request what, RoutedRenewal of, SlotTable<Node>& nodes, std::shared_ptr<Answers> into)
+            : Question{std::move(what)}, routed{std::move(of)}, table{nodes}, answers{std::move(into)} {}
         RoutedRenewal routed;
+        SlotTable<Node>& table;
         const std::shared_ptr<Answers> answers;
         void answered(std::size_t, Answer answer) override {
-            routed.node->node.pool().count(request, answer);
+            auto& [renewal, node, route] = routed;
+            node->node.pool().count(request, answer);
+            if (!route && !answer.is_about_the_key()) {
+                route = std::make_unique<ClusterRoute<Node>>(table, request, renewal.asked);
+                route->has_asked(node, renewal.asked);
+            }
             answers->emplace_back(std::move(routed), std::move(answer));
         }
     };
@@ -90,7 +96,7 @@ private:
         if (channels == channels_.end())
             channels = channels_.try_emplace(routed.node, std::vector<ChannelPool*>{&routed.node->node.pool()}).first;
         BorrowedChannel& channel = channels->second.to(0, routed.renewal.channel_group());
-        channel.send(std::make_shared<WorkerQuestion>(std::move(request), std::move(routed), answers_));
+        channel.send(std::make_shared<WorkerQuestion>(std::move(request), std::move(routed), table_, answers_));
     }
 
     /// What has come: to who asked, or on to another node. Whether something is to be sent now.
@@ -112,16 +118,9 @@ private:
     }
 
     bool is_over(RoutedRenewal& routed, Answer& answer, TimePoint now) {
-        auto& [renewal, node, route] = routed;
-        if (!route && answer.is_about_the_key()) {
-            node->has_answered();
-            return true;
-        }
-        if (!route) {
-            route = std::make_unique<ClusterRoute<Node>>(table_, renewal.request(), renewal.asked);
-            route->has_asked(node, renewal.asked);
-        }
-        return route->is_over(answer, now);
+        if (routed.route) return routed.route->is_over(answer, now);
+        routed.node->has_answered();
+        return true;
     }
 
     SlotTable<Node>& table_;

@@ -76,14 +76,24 @@ private:
         const Renewal renewal;
         const std::shared_ptr<News> news;
         bool is_told = false;
+        Nodes lost = 0; ///< of a release
 
         void answered(std::size_t node, Answer answer) override {
             const Errc trouble = node_set.heard(node, answer);
             const Errc before = std::exchange(news->troubles[node], trouble);
             if ((before == Errc{}) != (trouble == Errc{})) news->changes.push_back({renewal.task, node, trouble});
             count(node, answer);
+            if (request.verb == Verb::release) hand_over(node, answer);
             if (is_decided() && !std::exchange(is_told, true)) news->decided.emplace_back(renewal, result());
             if (is_complete()) news->complete.emplace_back(renewal.task, votes());
+        }
+        /// What a majority has carried out is not asked for again: the others' workers do.
+        void hand_over(std::size_t node, const Answer& answer) {
+            if (answer.is_trouble()) lost |= Nodes{1} << node;
+            if (!is_decided() || result().is_trouble()) return;
+            for (std::size_t n = 0; n < node_set.nodes.size(); ++n)
+                if (lost >> n & 1) node_set.hand_over(n, request);
+            lost = 0;
         }
     };
 
