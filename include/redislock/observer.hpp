@@ -60,7 +60,8 @@ struct Observer {
     using Span = LeaseClock::duration;
 
     /// Once for a wait, as it begins: somebody has the key, or had it when it was asked for last. And once where there
-    /// is trouble that time may mend, and it is asked again.
+    /// is trouble that time may mend, and it is asked again. Who asks only once does not wait. A thread that was told
+    /// of `acquired` with this key, and not of `released`, waits for itself.
     struct Waiting {
         std::string_view key;
         std::optional<Millis> holder_left; ///< of the holder's lease, if that is known; he may renew it
