@@ -8,6 +8,10 @@
 
 #include <redislock/redislock.hpp>
 
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 using namespace redislock;
@@ -720,6 +724,25 @@ TEST_CASE("nothing is connected before a lock asks, and a server may come later"
     CHECK(lock.unlock() == Outcome::expired);
     lock.lock();
     CHECK(lock.unlock() == Outcome::confirmed);
+}
+
+TEST_CASE("a lock that is renewed wakes nobody before that is due", "[redis]") {
+    const auto switches_of_others = [] {
+        long all = 0;
+        for (const auto& task : std::filesystem::directory_iterator{"/proc/self/task"}) {
+            if (task.path().filename() == std::to_string(::gettid())) continue;
+            std::ifstream status{task.path() / "status"};
+            for (std::string word; status >> word;)
+                if (word == "voluntary_ctxt_switches:" && status >> word) all += std::stol(word);
+        }
+        return all;
+    };
+    test::RedisServer server;
+    Redis redis{server.unix_uri()};
+    { const RedisLock first{redis, "k", 60s}; } // starts the worker
+    const long before = switches_of_others();
+    for (int i = 0; i < 500; ++i) const RedisLock lock{redis, "k", 60s};
+    CHECK(switches_of_others() < before + 100);
 }
 
 TEST_CASE("what was asked over a spare connection, and is not answered, is unknown", "[redis][connection]") {

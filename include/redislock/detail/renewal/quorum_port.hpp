@@ -36,6 +36,10 @@ public:
 
     TimePoint due() const noexcept { return channels_.due(); }
 
+    bool may_move() const noexcept requires requires(const Node& node) { node.locator(); }
+    {
+        return std::any_of(nodes_.begin(), nodes_.end(), [](const Node* node) { return node->locator().is_service(); });
+    }
     /// Of nodes that are services: see Locator::watch(); and whether one is another server since this was asked last.
     TimePoint watch(TimePoint now) const requires requires(const Node& node) { node.locator(); }
     {

@@ -65,7 +65,7 @@ public:
             callbacks_.stand_by(listened_ + 1);
             first = std::min(first, task->make_room(listened_));
         }
-        const bool begins_to_watch = watches && agenda_.empty();
+        const bool begins_to_watch = may_move() && agenda_.empty();
         if (entry == agenda_.end()) {
             agenda_.insert({{address->due = first, address}, {std::move(task), listens}});
         } else {
@@ -124,8 +124,13 @@ private:
         }
     }
 
-    /// The backend's server may become another one: that is watched while leases are kept.
+    /// The backend's server may become another one: that is watched while leases are kept. Where it can't, nobody is
+    /// woken for that.
     static constexpr bool watches = requires(Port & port) { port.has_moved(); };
+    bool may_move() const noexcept {
+        if constexpr (watches) return port_.may_move();
+        return false;
+    }
     void watch(bool is_kept) {
         if constexpr (watches) {
             watch_at_ = is_kept ? port_.watch(Engine::now()) : TimePoint::max();

@@ -25,6 +25,7 @@ public:
     }
     TimePoint due() const noexcept { return channels_.due(); }
 
+    bool may_move() const noexcept { return pool_.locator().is_service(); }
     /// See Locator::watch(); and whether the server is another one since this was asked last.
     TimePoint watch(TimePoint now) const { return pool_.locator().watch(now); }
     bool has_moved() {
