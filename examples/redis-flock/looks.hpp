@@ -56,7 +56,7 @@ int show_holder(Servers& servers, const Settings& settings) {
     const auto holder = redislock::inspect(servers, settings.key, limit);
     std::string text = "free";
     if (holder)
-        text = holder->remaining ? "held, for " + std::to_string(holder->remaining->count()) + " ms if it isn't renewed"
+        text = holder->remaining ? "held, for " + in_ms(*holder->remaining) + " if it isn't renewed"
                                  : "held, without an end";
     if (holder && holder->token()) text += ", by the token " + std::string{holder->token()->hex()};
     if (!settings.quiet) std::cout << text << '\n';

@@ -122,8 +122,8 @@ template <class Servers, class Lock>
 End keep(Servers& servers, Lock& lock, const redislock::Token& token, const Settings& settings) {
     try {
         const auto holder = redislock::inspect(servers, settings.key, span_of(settings.request_timeout).value_or(1s));
-        if (!holder && !lock.owns_lock()) return {}; // its ttl is over meanwhile
         if (!holder || holder->token() != token) {
+            if (!lock.owns_lock()) return {}; // its ttl is over meanwhile
             settings.say("the lease of " + settings.name() + " was lost before the command ended: " +
                          Told::text(holder ? redislock::Loss::stolen : redislock::Loss::deleted));
             return {lost};

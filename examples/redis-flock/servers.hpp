@@ -23,10 +23,10 @@ inline std::vector<redislock::Address> addresses_of(const Settings& settings) {
     return all;
 }
 
-/// Of several servers those by TLS have the options for that. Where none is, they are refused.
-inline redislock::RedisOptions options_of(const Settings& settings, bool uses_tls, bool do_others) {
+/// Of several servers only those by TLS have the options for that. Where none is by TLS the library refuses them.
+inline redislock::RedisOptions options_of(const Settings& settings, bool without_tls) {
     redislock::RedisOptions options = settings.server;
-    if (!uses_tls && do_others) options.tls = {};
+    if (without_tls) options.tls = {};
     if (settings.restart_delay) options.restart_delay = settings.restart_delay->span;
     return options;
 }
@@ -39,13 +39,13 @@ auto with_each(const Settings& settings, Use use) {
     const bool any_by_tls = std::any_of(addresses.begin(), addresses.end(), is_by_tls);
     if (settings.is_cluster) {
         std::deque<redislock::Cluster> cluster;
-        cluster.emplace_back(addresses, options_of(settings, addresses.front().tls, any_by_tls));
+        cluster.emplace_back(addresses, options_of(settings, any_by_tls && !addresses.front().tls));
         return use(cluster);
     }
     std::deque<redislock::Redis> servers;
     for (redislock::Address& address : addresses) {
-        const bool by_tls = address.tls;
-        servers.emplace_back(std::move(address), options_of(settings, by_tls, any_by_tls));
+        const bool without_tls = any_by_tls && !address.tls;
+        servers.emplace_back(std::move(address), options_of(settings, without_tls));
     }
     return use(servers);
 }

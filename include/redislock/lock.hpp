@@ -36,8 +36,8 @@ inline constexpr bool are_tags<std::adopt_lock_t, Token> = true;
 /// lock of the parent is held, and nothing is sent for it.
 ///
 /// Errors are std::system_error: codes of Errc, EPERM for an object that was moved from, EDEADLK for locking what this
-/// object holds already, or what another thread is about to lock by this object, the system's for want of descriptors
-/// or threads. That somebody else holds the key is no error but a `false`.
+/// object holds already, or while another thread is locking this object, the system's for want of descriptors or
+/// threads. That somebody else holds the key is no error but a `false`.
 ///
 /// A wait is ended with a stop_token. pthread_cancel() does not end it: a thread that is cancelled in one of these
 /// calls goes on, and ends at its next cancellation point after the call.

@@ -67,7 +67,7 @@ struct RedisOptions {
     /// is under way outlives the Redis: what the function refers to must be its own, by a shared_ptr for instance.
     std::function<Credentials()> credentials{};
 
-    /// For rediss:// alone, and refused with redis://: see tls.hpp.
+    /// For rediss://, and refused where nothing is talked to by TLS: see tls.hpp.
     TlsOptions tls{};
 
     SentinelOptions sentinel{};

@@ -158,8 +158,7 @@ private:
         /// Each of them once.
         void hand_over_lost() {
             if (request.wants_answer && result().is_trouble()) return;
-            for (std::size_t n = 0; n < node_set.nodes.size(); ++n)
-                if ((request.nodes & lost & ~handed_over_) >> n & 1) node_set.hand_over(n, request);
+            node_set.hand_over(request.nodes & lost & ~handed_over_, request);
             handed_over_ |= lost;
         }
         bool awaits_only_silent() const noexcept {

@@ -135,9 +135,19 @@ struct NodeSet {
         return trouble;
     }
 
-    /// One that may not carry a release out is asked for it by its own worker. Where there is no memory, or no thread,
-    /// the key goes with its ttl.
-    void hand_over(std::size_t node, const Request& release) const noexcept try {
+    /// Servers that may not carry a release out are asked for it by their own workers. Where there is no memory, or no
+    /// thread, the key goes with its ttl.
+    void hand_over(Nodes to, const Request& release) const noexcept {
+        for (std::size_t n = 0; n < nodes.size(); ++n)
+            if (to >> n & 1) hand_over_to(n, release);
+    }
+
+    const std::vector<Node*> nodes;
+    std::vector<Health> health;
+    Identities identities;
+
+private:
+    void hand_over_to(std::size_t node, const Request& release) const noexcept try {
         const TimePoint time = now();
         if constexpr (requires(std::shared_ptr<WorkerTask> task) { nodes[node]->keep(task, time); }) {
             Request own = release;
@@ -148,11 +158,6 @@ struct NodeSet {
     } catch (...) {
     }
 
-    const std::vector<Node*> nodes;
-    std::vector<Health> health;
-    Identities identities;
-
-private:
     std::vector<std::uint64_t> names_{}; ///< hashes
 };
 

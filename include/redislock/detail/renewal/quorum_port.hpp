@@ -91,13 +91,12 @@ private:
             if (is_decided() && !std::exchange(is_told, true)) news->decided.emplace_back(renewal, result());
             if (is_complete()) news->complete.emplace_back(renewal.task, votes());
         }
-        /// What a majority has carried out is not asked for again: the others' workers do.
+        /// A release is not asked for again here once a majority has carried it out: servers that could not are left to
+        /// their own workers.
         void hand_over(std::size_t node, const Answer& answer) {
             if (answer.is_trouble()) lost |= Nodes{1} << node;
             if (!is_decided() || result().is_trouble()) return;
-            for (std::size_t n = 0; n < node_set.nodes.size(); ++n)
-                if (lost >> n & 1) node_set.hand_over(n, request);
-            lost = 0;
+            node_set.hand_over(std::exchange(lost, Nodes{0}), request);
         }
     };
 
