@@ -68,21 +68,21 @@ private:
     Options with_ttl(Millis ttl) const { return {.ttl = ttl, .renew = false, .request_timeout = ttl / 2}; }
 
     void acquire() {
-        CHECK(ask(Verb::acquire, a_, unit).verdict == Verdict::yes);
+        CHECK(ask(Verb::acquire, a_, unit * 10).verdict == Verdict::yes);
         CHECK(held_by(a_));
         for (const Token& token : {a_, b_}) {
             const Answer answer = ask(Verb::acquire, token, unit);
             CHECK(answer.verdict == Verdict::no);
             CHECK(answer.is_busy());
         }
-        CHECK(left() <= unit);
-        CHECK(left() > unit / 2);
+        CHECK(left() <= unit * 10);
+        CHECK(left() > unit * 5);
         CHECK(held_by(a_));
     }
 
     void release() {
         CHECK(ask(Verb::release, a_, unit).why.code == Errc::expired);
-        ask(Verb::acquire, a_, unit);
+        ask(Verb::acquire, a_, unit * 10);
         const Answer answer = ask(Verb::release, b_, unit);
         CHECK((answer.verdict == Verdict::no && answer.why.code == Errc::stolen));
         CHECK(held_by(a_));
@@ -102,7 +102,7 @@ private:
     void extend() {
         CHECK(ask(Verb::extend, a_, unit).why.code == Errc::expired);
         CHECK_FALSE(world_.get(key_));
-        ask(Verb::acquire, a_, unit);
+        ask(Verb::acquire, a_, unit * 5);
         CHECK(ask(Verb::extend, a_, 10 * unit).verdict == Verdict::yes);
         CHECK(left() > 9 * unit);
         CHECK(ask(Verb::extend, a_, unit).verdict == Verdict::yes);
@@ -190,12 +190,12 @@ private:
     }
 
     void patience() {
-        ask(Verb::acquire, a_, unit);
+        ask(Verb::acquire, a_, unit * 2);
         Answer answer = ask(Verb::acquire, b_, unit, unit / 4);
         CHECK((answer.is_busy() && answer.queued == World::has_line && answer.holder_left > 0ms));
         CHECK(held_by(a_));
         if (!World::has_line) return;
-        answer = ask(Verb::acquire, b_, unit, unit * 5);
+        answer = ask(Verb::acquire, b_, unit * 10, unit * 5);
         CHECK((answer.verdict == Verdict::yes && answer.queued));
         CHECK(held_by(b_));
         world_.erase(key_);
@@ -261,7 +261,7 @@ private:
         world_.erase(key_);
         CHECK(lock.unlock() == Outcome::expired);
         lock.lock();
-        world_.put(key_, "somebody", unit);
+        world_.put(key_, "somebody", unit * 10);
         CHECK(lock.unlock() == Outcome::stolen);
         CHECK(world_.get(key_) == "somebody");
         world_.erase(key_);
@@ -273,7 +273,7 @@ private:
         CHECK(lock.unlock() == Outcome::expired);
         CHECK(lock.unlock() == Outcome::not_held);
         lock.lock();
-        world_.put(key_, "somebody", unit);
+        world_.put(key_, "somebody", unit * 10);
         CHECK(lock.extend(unit * 10) == Outcome::stolen);
         CHECK(lock.unlock() == Outcome::stolen);
         CHECK(world_.get(key_) == "somebody");
@@ -304,7 +304,7 @@ private:
         Lock dead{backend_, key_, not_renewed(unit)};
         const TimePoint asked = backend_.now();
         const TimePoint end = asked + dead.remaining();
-        Lock waiter{backend_, key_, not_renewed(unit)};
+        Lock waiter{backend_, key_, not_renewed(unit * 10)};
         CHECK(backend_.now() > end);
         CHECK(waiter.owns_lock());
         CHECK_FALSE(dead.owns_lock());
@@ -322,7 +322,7 @@ private:
         CHECK_FALSE(waiter.try_lock());
         CHECK(reason([&] { return waiter.try_lock_for(unit / 4); }) == Errc::wrong_type);
         world_.erase(key_);
-        CHECK(waiter.try_lock_for(unit));
+        CHECK(waiter.try_lock_for(unit * 10));
     }
 
     void stops() {
@@ -368,7 +368,7 @@ private:
     }
 
     void extend_lock() {
-        Lock lock{backend_, key_, not_renewed(unit), std::defer_lock};
+        Lock lock{backend_, key_, not_renewed(unit * 5), std::defer_lock};
         CHECK(lock.extend(unit) == Outcome::not_held);
         lock.lock();
         CHECK(lock.extend(unit * 10) == Outcome::confirmed);

@@ -319,7 +319,7 @@ TEST_CASE("a grant by a minority is undone behind the question, also where the a
           "[redis][quorum]") {
     Servers five{5};
     Quorum<Redis> quorum = five.quorum();
-    RedisLock lock{quorum, "k", plain};
+    RedisLock lock = five.locked_everywhere(quorum, plain); // connections are made
     lock.unlock();
     for (const std::size_t n : {0u, 1u, 2u}) five.servers[n].stop();
     CHECK(failure([&] { static_cast<void>(lock.try_lock()); }).code == Errc::timed_out);

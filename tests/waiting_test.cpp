@@ -409,8 +409,11 @@ TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     int held = 0;
-    // The stop gets ahead of the turn until it wins, and falls back until it loses: the two meet on any machine.
-    std::chrono::microseconds ahead{0};
+    // The turn comes later until the stop wins, and earlier until it loses: the two meet on any machine.
+    std::chrono::microseconds later_by{0};
+    const auto wait_for = [](std::chrono::microseconds span) {
+        for (const TimePoint end = now() + span; now() < end;) std::this_thread::yield();
+    };
     for (int round = 0; round < 200; ++round) {
         RedisLock holder{redis, "k", looks_seldom}, waiter{redis, "k", looks_seldom, std::defer_lock};
         std::stop_source stop;
@@ -420,17 +423,21 @@ TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the
         test::until([&] { return server.blocked_clients() == 1; });
         std::thread stops{[&] {
             for (++ready; ready < 2;) std::this_thread::yield();
+            wait_for(-later_by);
             stop.request_stop();
         }};
         for (++ready; ready < 2;) std::this_thread::yield();
-        for (const TimePoint turn = now() + ahead; now() < turn;) std::this_thread::yield();
+        wait_for(later_by);
         holder.unlock();
         stops.join();
         waits.join();
         REQUIRE(got == waiter.owns_lock());
         held += got;
-        ahead = got ? 2 * ahead + 1us : ahead / 2;
-        REQUIRE(ahead < 1s);
+        if (got)
+            later_by = later_by < 0us ? later_by / 2 : 2 * later_by + 1us;
+        else
+            later_by = later_by > 0us ? later_by / 2 : 2 * later_by - 1us;
+        REQUIRE((later_by < 1s && later_by > -1s));
         if (got) REQUIRE(waiter.unlock() == Outcome::confirmed);
         RedisLock next{redis, "k", looks_seldom, std::defer_lock};
         REQUIRE(next.try_lock_for(quick));
@@ -748,9 +755,10 @@ TEST_CASE("a wait that ends costs no connection, though answers take now a short
     for (int round = 0; round < rounds; ++round) {
         proxy.set(test::Proxy::Mode::delay, late[round % 4]);
         const Failure why = failure([&] { return lock.try_lock_for(200ms); });
+        INFO(why.code.message() << ": " << why.detail);
         CHECK((!why || why.code == Errc::no_expiry));
     }
-    CHECK(accepted(server) - before < rounds / 2); // by the fastest answer alone it is nearly each
+    CHECK(accepted(server) - before < rounds * 7 / 10); // by the fastest answer alone it is three of four
 }
 
 TEST_CASE("a key that goes from one short lease to the next is not taken for a turn that does not come", "[waiting]") {

@@ -17,6 +17,7 @@ public:
     /// For an answer that is due by then.
     Step begin(TimePoint now, TimePoint due) {
         rounds_ = 0;
+        failed_ = {};
         return begin_round(now, due);
     }
 
@@ -25,9 +26,11 @@ public:
         if (const auto look_up = std::exchange(known_.look_up, nullptr)) {
             if (look_up->has_ended()) known_.failure = look_up->failure();
             if (look_up->has_ended() && look_up->found()) known_.location = look_up->found();
-            // Of a primary that was named a moment ago no more is known yet.
+            // Of a primary that was named a moment ago no more is known yet. And a look-up that began for another
+            // connection, before ours failed, may have found what was true before.
             const bool is_half_known = known_.location && known_.location->endpoints.empty();
-            return is_half_known && rounds_ < most_rounds ? begin_round(now, due) : try_next(now, due);
+            const bool is_outdated = look_up->has_ended() && known_.begun < failed_;
+            return is_outdated || (is_half_known && rounds_ < most_rounds) ? begin_round(now, due) : try_next(now, due);
         }
         ++nth_;
         const Step next = try_next(now, due);
@@ -35,6 +38,7 @@ public:
         if (locator_.may_change() && rounds_ < most_rounds) {
             const auto before = known_.location;
             locator_.doubt();
+            failed_ = now;
             const Step step = begin_round(now, due);
             if (step == Step::over)
                 known_.location = before; // which a slow connection leads to
@@ -97,6 +101,7 @@ private:
     const Locator& locator_;
     Locator::Known known_{};
     TimePoint until_ = TimePoint::max();
+    TimePoint failed_{}; ///< when all attempts had
     std::size_t nth_ = 0, tried_ = 0;
     unsigned rounds_ = 0;
 };

@@ -163,6 +163,7 @@ public:
         std::shared_ptr<const Location> location{}; ///< null: there has been no look-up yet that found one
         std::shared_ptr<const LookUp> look_up{};    ///< to wait for, since the location is in doubt, or unknown
         Failure failure{};                          ///< of the last look-up
+        TimePoint begun{};                          ///< the look-up to wait for
     };
 
     /// Begins a look-up where one is needed.
@@ -173,8 +174,8 @@ public:
             const bool is_due =
                 is_wanted ? each_time_ || now >= later(own.begun, shortest_pause) : now >= later(own.begun, valid_for);
             if (is_due && !own.look_up) own.begin(find_, now);
-            return {own.is_found() ? own.known.location : nullptr, is_wanted ? own.look_up : nullptr,
-                    own.known.failure};
+            return {own.is_found() ? own.known.location : nullptr, is_wanted ? own.look_up : nullptr, own.known.failure,
+                    own.begun};
         });
     }
 
