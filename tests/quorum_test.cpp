@@ -386,7 +386,7 @@ TEST_CASE("an acquire whose script was forgotten is not sent again behind its un
 TEST_CASE("what became of a lease is what a majority says", "[redis][quorum]") {
     Servers three{3};
     Quorum<Redis> quorum = three.quorum();
-    RedisLock lock{quorum, "k", plain};
+    RedisLock lock = three.locked_everywhere(quorum, plain);
     SECTION("one server that has forgotten it makes no difference") {
         three.everywhere({"DEL", "k"}, 1);
         CHECK(lock.extend(20s) == Outcome::confirmed);
