@@ -296,17 +296,19 @@ TEST_CASE("a wait on a server that falls silent ends with an error, or in its ti
     test::RedisServer server;
     Redis redis{server.unix_uri()};
     RedisLock holder{redis, "k", 60s}, waiter{redis, "k", looks_often, std::defer_lock};
+    TimePoint stopped;
     const auto stop_once_blocked = [&] {
         return std::thread{[&] {
             test::until([&] { return server.blocked_clients() == 1; });
+            stopped = now();
             server.stop();
         }};
     };
     std::thread stops = stop_once_blocked();
-    const TimePoint start = now();
     CHECK(failure([&] { waiter.lock(); }).code == Errc::timed_out);
-    CHECK(now() < start + quick);
+    const TimePoint end = now();
     stops.join();
+    CHECK(end < stopped + quick);
     server.go_on();
     test::until([&] { return server.blocked_clients() == 0; });
     stops = stop_once_blocked();
