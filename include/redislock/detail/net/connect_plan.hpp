@@ -40,10 +40,9 @@ public:
             locator_.doubt();
             failed_ = now;
             const Step step = begin_round(now, due);
-            if (step == Step::over)
-                known_.location = before; // which a slow connection leads to
-            else if (step != Step::connect || known_.location != before)
-                return step; // else it has not been looked up
+            const bool is_new = step == Step::look_up || (step == Step::connect && known_.location != before);
+            if (is_new) return step;
+            known_.location = before; // which a slow connection leads to
         }
         --nth_;
         until_ = TimePoint::max();
