@@ -710,6 +710,25 @@ TEST_CASE("ASKING goes before each command, for it holds for one", "[exchange][c
         CHECK(one.take_both(array()) == Next::more);
         CHECK(one.take_both(ok()) == Next::done);
     }
+    SECTION("a wait in line whose time is up, and that is given up then") {
+        Asking<LineExchange> one{request(Verb::acquire, 0, 1s), start};
+        one.begin();
+        one.take_both(number(1000));
+        one.sent();
+        CHECK_FALSE(one.exchange.is_overdue(start + 1s, one.out));
+        CHECK(one.sent() == Names{"ASKING", "PTTL"});
+        CHECK(one.exchange.needs_undo());
+        CHECK(commands(one.exchange.undo()) == Names{"ASKING", "EVAL"});
+        const Answer answer = one.exchange.unanswered(Verdict::unknown, {Errc::timed_out, {}});
+        CHECK((answer.verdict == Verdict::unknown && answer.was_held));
+    }
+}
+
+TEST_CASE("who waits for the key may be granted it, which is undone if he is gone; a turn alone is no grant",
+          "[exchange]") {
+    const auto question = [] { return std::make_shared<AwaitedQuestion>(request(Verb::acquire, 0, 1s)); };
+    CHECK(LineExchange{question(), start}.needs_undo());
+    CHECK_FALSE(LineExchange{question(), start, LineExchange::For::turn}.needs_undo());
 }
 
 TEST_CASE("who may not say ASKING is told so, and not that the key is elsewhere", "[exchange][cluster]") {

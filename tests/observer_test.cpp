@@ -5,6 +5,7 @@
 
 #include <redislock/redislock.hpp>
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -120,7 +121,12 @@ TEST_CASE("an observer is told why a lock was not acquired, after how long, and 
     memory.refuse(Errc::auth_failed);
     CHECK(failure([&] { return lock.try_lock_for(5s); }).code == Errc::auth_failed);
     CHECK(misses(Missed::error, make_error_code(Errc::auth_failed)) == std::pair<Observer::Span, unsigned>{10ms, 1});
-    CHECK(to_string(Missed::stopped) == "stopped");
+    for (const auto& [reason, name] : std::map<Missed, std::string_view>{{Missed::busy, "busy"},
+                                                                         {Missed::timed_out, "timed_out"},
+                                                                         {Missed::stopped, "stopped"},
+                                                                         {Missed::error, "error"},
+                                                                         {static_cast<Missed>(99), "(no reason)"}})
+        CHECK(to_string(reason) == name);
 }
 
 TEST_CASE("an observer may destroy the lock that was not acquired", "[observer]") {
