@@ -724,7 +724,7 @@ TEST_CASE("ASKING goes before each command, for it holds for one", "[exchange][c
     }
 }
 
-TEST_CASE("who waits for the key may be granted it, which is undone if he is gone; a turn alone is no grant",
+TEST_CASE("who waits for the key may be granted it, which is undone if he is gone, and a turn alone is not",
           "[exchange]") {
     const auto question = [] { return std::make_shared<AwaitedQuestion>(request(Verb::acquire, 0, 1s)); };
     CHECK(LineExchange{question(), start}.needs_undo());
