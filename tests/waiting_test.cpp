@@ -305,10 +305,13 @@ TEST_CASE("a wait on a server that falls silent ends with an error, or in its ti
         }};
     };
     std::thread stops = stop_once_blocked();
+    const TimePoint start = now();
     CHECK(failure([&] { waiter.lock(); }).code == Errc::timed_out);
     const TimePoint end = now();
     stops.join();
-    CHECK(end < stopped + quick);
+    INFO("stopped after " << std::chrono::floor<Millis>(stopped - start).count() << " ms");
+    INFO("ended after " << std::chrono::floor<Millis>(end - start).count() << " ms");
+    CHECK(end < start + quick);
     server.go_on();
     test::until([&] { return server.blocked_clients() == 0; });
     stops = stop_once_blocked();
@@ -451,7 +454,6 @@ TEST_CASE("a stop and a turn at the same moment: either the lock is held, or the
 }
 
 TEST_CASE("the shortest leases are waited for as well", "[redis][waiting]") {
-    if (test::is_over_tls("on a busy machine a handshake may take longer than the shortest lease lasts")) return;
     test::RedisServer server;
     std::atomic<int> granted{0};
     const auto acquired = [](void* context, const Observer::Acquired&) noexcept {
@@ -459,7 +461,8 @@ TEST_CASE("the shortest leases are waited for as well", "[redis][waiting]") {
     };
     const Observer observer{.context = &granted, .acquired = acquired};
     Redis redis{server.unix_uri()};
-    const Options shortest{.ttl = 10ms, .observer = &observer};
+    // A TLS handshake takes longer than the shortest of all, where the machine is busy.
+    const Options shortest{.ttl = test::RedisServer::is_tls() ? 100ms : 10ms, .observer = &observer};
     {
         std::vector<std::jthread> threads;
         for (int i = 0; i < 4; ++i)
@@ -753,15 +756,15 @@ TEST_CASE("a wait that ends costs no connection, though answers take now a short
     server.command({"SET", "k", "a holder"});
     RedisLock lock{redis, "k", {.ttl = 60s, .renew = false, .request_timeout = 20s}, std::defer_lock};
     constexpr int rounds = 40;
-    const Millis late[] = {1ms, 25ms, 5ms, 15ms};
+    const Millis late[] = {2ms, 50ms, 10ms, 30ms}; // beside which a busy machine counts for little
     const long long before = accepted(server);
     for (int round = 0; round < rounds; ++round) {
         proxy.set(test::Proxy::Mode::delay, late[round % 4]);
-        const Failure why = failure([&] { return lock.try_lock_for(200ms); });
+        const Failure why = failure([&] { return lock.try_lock_for(300ms); });
         INFO(why.code.message() << ": " << why.detail);
         CHECK((!why || why.code == Errc::no_expiry));
     }
-    CHECK(accepted(server) - before < rounds * 7 / 10); // by the fastest answer alone it is three of four
+    CHECK(accepted(server) - before < rounds / 2); // by the fastest answer alone it is three of four
 }
 
 TEST_CASE("a key that goes from one short lease to the next is not taken for a turn that does not come", "[waiting]") {

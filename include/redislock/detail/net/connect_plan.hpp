@@ -7,7 +7,8 @@
 namespace redislock::detail {
 
 /// Each address has its share of the time. Where they may have changed, they are looked up before the first attempt, if
-/// they are unknown or in doubt, and again when all attempts have failed. Not thread-safe.
+/// they are unknown or in doubt, and again, by a look-up that begins then, when all attempts have failed. Not
+/// thread-safe.
 class ConnectPlan {
 public:
     enum class Step { look_up, connect, over };
@@ -100,7 +101,7 @@ private:
     const Locator& locator_;
     Locator::Known known_{};
     TimePoint until_ = TimePoint::max();
-    TimePoint failed_{}; ///< when all attempts had
+    TimePoint failed_{}; ///< when all attempts had, and it was looked up again
     std::size_t nth_ = 0, tried_ = 0;
     unsigned rounds_ = 0;
 };

@@ -163,7 +163,7 @@ public:
         std::shared_ptr<const Location> location{}; ///< null: there has been no look-up yet that found one
         std::shared_ptr<const LookUp> look_up{};    ///< to wait for, since the location is in doubt, or unknown
         Failure failure{};                          ///< of the last look-up
-        TimePoint begun{};                          ///< the look-up to wait for
+        TimePoint begun{};                          ///< when the look-up to wait for began
     };
 
     /// Begins a look-up where one is needed.
