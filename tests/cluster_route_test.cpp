@@ -219,6 +219,18 @@ TEST_CASE("a node that names itself is asked over new connections, after a pause
     CHECK(known.owner(key_slot(key)) != before);
 }
 
+TEST_CASE("two who are told by a node that it is elsewhere ask one new node", "[cluster]") {
+    Table known = table();
+    Journey one{known}, other{known};
+    CHECK(one.next() == a);
+    CHECK(other.next() == a);
+    CHECK_FALSE(one.ends_with(moved(a)));
+    const auto renewed = known.at("10.0.0.1", "6379");
+    CHECK_FALSE(other.ends_with(moved(a)));
+    CHECK(known.at("10.0.0.1", "6379") == renewed);
+    CHECK(other.route.next(start + 1s) == one.route.next(start + 1s));
+}
+
 TEST_CASE("a token is not asked for elsewhere while it may have been granted", "[cluster]") {
     for (const Errc why : {Errc::timed_out, Errc::disconnected, Errc::cluster_down}) {
         Table known = table({"redis://10.0.0.1", "redis://10.0.0.2"});

@@ -692,6 +692,24 @@ TEST_CASE("ASKING goes before each command, for it holds for one", "[exchange][c
         CHECK(one.take_both(number(1)) == Next::done);
         CHECK(one.exchange.take_answer().why.code == Errc::no_replicas);
     }
+    SECTION("the proof that its release is taken, and what comes after it") {
+        Asking<CommandExchange> one{request(Verb::acquire), 0u};
+        one.peer.is_release_proven = false;
+        CHECK(one.begin() == Names{"ASKING", "EVAL"});
+        CHECK(one.exchange.is_proving());
+        CHECK(one.take_both(number(-1)) == Next::resent);
+        CHECK_FALSE(one.exchange.is_proving());
+        CHECK(one.sent() == Names{"ASKING", "SET"});
+    }
+    SECTION("nothing, once its release has been sent behind it") {
+        Asking<CommandExchange> one{request(Verb::acquire), 0u};
+        one.peer.is_release_proven = false;
+        one.begin();
+        one.exchange.revoke();
+        CHECK(one.take_both(number(-1)) == Next::done);
+        CHECK(one.sent().empty());
+        CHECK(one.exchange.take_answer().verdict == Verdict::no);
+    }
     SECTION("whatever a key holds") {
         Request odd = request(Verb::acquire);
         for (const char* key : {"$3", "*1\r\n$6\r\nASKING\r\n", "\r\n$", "$5\r\n"}) {

@@ -235,6 +235,20 @@ TEST_CASE("when sentinels name another primary, leases are asked for there at on
     CHECK(unrenewed.unlock() == Outcome::expired);
 }
 
+TEST_CASE("a release that the old primary has not carried out is asked of the new one", "[redis][sentinel]") {
+    test::RedisServer before, after;
+    FakeSentinel sentinel{before.port()};
+    Redis redis{service(sentinel)};
+    {
+        RedisLock lock{redis, "k", patient};
+        after.command({"SET", "k", std::string{lock.token().hex()}, "PX", "60000"});
+        before.kill();
+    }
+    CHECK(after.integer({"EXISTS", "k"}) == 1);
+    sentinel.names(after.port(), 1);
+    test::until([&] { return after.integer({"EXISTS", "k"}) == 0; });
+}
+
 TEST_CASE("who waits at the old primary is served by the new one", "[redis][sentinel]") {
     test::RedisServer before, after;
     FakeSentinel sentinel{before.port()};
@@ -346,6 +360,14 @@ TEST_CASE("a sentinel that is taken for a server is named as one", "[redis][sent
     const Answer answer = acquire(redis);
     CHECK(answer.why.code == Errc::unsupported);
     CHECK_THAT(answer.why.detail, containing("redis+sentinel://"));
+}
+
+TEST_CASE("a server that is taken for a sentinel is named as one", "[redis][sentinel]") {
+    test::RedisServer server;
+    Redis redis{service({"127.0.0.1:" + std::to_string(server.port())})};
+    const Answer answer = acquire(redis, 500ms);
+    CHECK(answer.why.code == Errc::no_sentinel);
+    CHECK_THAT(answer.why.detail, containing("it is no sentinel: ERR unknown command"));
 }
 
 TEST_CASE("real sentinels: a planned failover costs no lease that was copied", "[redis][sentinel]") {
