@@ -88,7 +88,7 @@ TEST_CASE("a minority of dead servers costs their votes alone, and a majority is
     CHECK((RedisLock{quorum, "k", plain}).owns_lock());
 }
 
-TEST_CASE("where no majority can be had, the error tells how many servers failed, and one of them with what",
+TEST_CASE("where no majority can be had, the error tells how many servers failed, and each of them with what",
           "[redis][quorum]") {
     test::RedisServer server;
     Redis one{server.unix_uri()};
@@ -105,11 +105,33 @@ TEST_CASE("where no majority can be had, the error tells how many servers failed
                                failure([&] { return inspect(quorum, "k"); })}) {
         CAPTURE(why.detail);
         CHECK(why.code == (user_info.empty() ? Errc::unreachable : Errc::auth_failed));
-        const auto failed = why.detail.find("2 of 3 servers failed; 127.0.0.1:");
-        REQUIRE(failed != std::string::npos);
-        CHECK(why.detail.find("127.0.0.1:") == why.detail.rfind("127.0.0.1:"));
+        CHECK_THAT(why.detail, containing("2 of 3 servers failed; 127.0.0.1:"));
+        for (const int port : {closed.port(), shut.port()}) { // each of them once
+            const std::string name = "127.0.0.1:" + std::to_string(port);
+            CHECK_THAT(why.detail, containing("; " + name));
+            CHECK(why.detail.find(name) == why.detail.rfind(name));
+        }
         CHECK_THAT(why.detail, !containing("hunter2"));
         if (user_info.empty()) CHECK_THAT(why.detail, containing(": Connection refused: the server can not be"));
+    }
+}
+
+TEST_CASE("servers that failed for different reasons are told each with its own", "[redis][quorum]") {
+    test::RedisServer server, down, closed{{"--requirepass", "hunter2"}};
+    Redis one{server.tcp_uri()}, second{down.tcp_uri()}, third{closed.tcp_uri()};
+    down.kill();
+    const bool is_down_first = GENERATE(true, false);
+    Quorum quorum{one, is_down_first ? second : third, is_down_first ? third : second};
+    for (const Failure& why : {failure([&] {
+                                   return RedisLock{quorum, "k", plain};
+                               }),
+                               failure([&] { return inspect(quorum, "k"); })}) {
+        CHECK(why.code == Errc::auth_required);
+        const std::string unreachable = make_error_code(Errc::unreachable).message();
+        const std::string refused = make_error_code(Errc::auth_required).message();
+        CHECK_THAT(why.detail, containing("2 of 3 servers failed; " + second.name() + ": "));
+        CHECK_THAT(why.detail, containing(": " + unreachable + "; " + third.name()));
+        CHECK(why.detail.find(refused) == why.detail.rfind(refused)); // which is said behind all, of the code
     }
 }
 

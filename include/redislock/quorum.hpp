@@ -135,7 +135,7 @@ public:
         std::vector<Holder> holders;
         bool is_awaited = false; // at the server where the line is
         std::size_t silent = 0, most_alike = 0;
-        Answer trouble{Verdict::unknown, {Errc::timed_out, {}}};
+        Answer trouble{Verdict::unknown};
         for (auto left = static_cast<int>(nodes_.size()); Node * node : nodes_) {
             const TimePoint time = now();
             Holder one{};
@@ -146,7 +146,8 @@ public:
                 holders.push_back(std::move(one));
             } else if (!is_free) {
                 ++silent;
-                trouble = std::move(answer);
+                trouble.verdict = answer.verdict;
+                detail::add_trouble(trouble.why, answer.why);
             }
         }
         for (const Holder& one : holders) {

@@ -9,7 +9,22 @@
 
 namespace redislock::detail {
 
-/// Why nothing has a majority: how many have no vote, and what the trouble was with the last of them.
+/// What the trouble is with several servers: the code of the last, or of a refusal, for that tells more, and what is to
+/// be said of all. Whose code is not the one that is left has its sentence in there, and comes first.
+inline void add_trouble(Failure& all, const Failure& one) {
+    const auto in_full = [](const Failure& why) { return why.detail + ": " + why.code.message() + "; "; };
+    if (!one) return;
+    if (!all)
+        all = one;
+    else if (all.code == one.code)
+        all.detail += "; " + one.detail;
+    else if (Answer{Verdict::no, all}.is_trouble())
+        all = {one.code, in_full(all) + one.detail};
+    else
+        all.detail.insert(0, in_full(one));
+}
+
+/// Why nothing has a majority: how many have no vote, and what the trouble was with those that have told.
 inline Failure no_majority(std::size_t failed, std::size_t nodes, const Failure& trouble) {
     const std::string count = std::to_string(failed) + " of " + std::to_string(nodes) + " servers failed";
     if (!trouble) return {Errc::timed_out, count};
@@ -41,7 +56,7 @@ public:
             ++stolen_;
         } else {
             sent_ |= answer.verdict == Verdict::unknown;
-            if (!trouble_ || Answer{Verdict::no, trouble_}.is_trouble()) trouble_ = answer.why; // a refusal tells more
+            add_trouble(trouble_, answer.why);
         }
     }
 
