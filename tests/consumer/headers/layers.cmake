@@ -1,16 +1,18 @@
 # Includes point down: no header includes one of a higher layer, and none, by way of others, itself. Users' headers are reached from the
 # front page, or are named here because they are not in it.
 #
-# The layers, the lowest first. A header is of the last layer whose name its path begins with.
+# The layers, the lowest first. A header is of the last layer whose name its path begins with. A lock is below all connections: a file
+# with a lock over an AnyBackend compiles none of them.
 set(layers
     "errors detail/system/ token outcome"
     "options observer uri redis_options"
     "detail/lease/ backend"
+    "inspect lock any_backend"
     "detail/protocol/"
     "detail/net/"
     "detail/renewal/"
-    "redis quorum memory inspect tls"
-    "lock check any_backend"
+    "redis quorum memory tls"
+    "check"
     "cluster redislock")
 set(not_on_the_front_page cluster.hpp)
 
