@@ -174,9 +174,10 @@ public:
         return all;
     }
 
-    /// Renewals travel on connections of their own, in a thread that is started with the first of them.
+    /// Renewals travel on connections that nobody uses at the moment, in a thread that is started with the first of
+    /// them.
     void keep(const std::shared_ptr<detail::WorkerTask>& task, TimePoint when) {
-        renewers_.keep(task, when, node_set_);
+        renewers_.keep(task, when, node_set_, fan_outs_);
     }
     void drop(detail::WorkerTask& task) noexcept { renewers_.drop(task); }
 

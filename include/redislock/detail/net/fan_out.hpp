@@ -116,6 +116,7 @@ public:
         for (std::size_t n = 0; n < links_.size(); ++n) node_set_.advance(links_[n], n, now);
     }
     const std::deque<Link>& links() const noexcept { return links_; }
+    std::deque<Link>& links() noexcept { return links_; }
 
     /// Whether an answer is still to come to an acquire, with this token or with any.
     bool is_owed(const Token& token) const noexcept {

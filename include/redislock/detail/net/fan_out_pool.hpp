@@ -1,5 +1,5 @@
 /// The connections to the servers of a majority that nobody uses at the moment: by which a question is put to all, and
-/// by which a turn is waited for at one. tests/quorum_test.cpp goes red if it is wrong.
+/// by which a turn is waited for at one. tests/quorum_test.cpp and tests/cleanup_test.cpp go red if it is wrong.
 #pragma once
 
 #include "../system/per_process.hpp"
@@ -89,6 +89,46 @@ private:
 
     NodeSet<Node>& node_set_;
     PerProcess<Guarded<Idle>> idle_;
+};
+
+/// A fan-out that is borrowed from a pool for as long as answers are owed to it: that of the grant as a rule, so that
+/// what was granted is renewed also where no other connection can be made. Not thread-safe.
+template <class Node>
+class BorrowedFanOut {
+public:
+    using Link = typename Node::Link;
+
+    explicit BorrowedFanOut(FanOutPool<Node>& pool) noexcept : pool_{pool} {}
+
+    void send(std::shared_ptr<Question> question, std::size_t server) {
+        if (!fan_out_) fan_out_ = pool_.take(Token{});
+        fan_out_->links()[server].send(std::move(question), server);
+    }
+    void advance(TimePoint now) {
+        if (!fan_out_) return;
+        std::size_t owed = 0;
+        for (Link& link : fan_out_->links()) {
+            link.advance(now);
+            owed += link.owed();
+        }
+        if (owed == 0) pool_.give_back(std::move(fan_out_));
+    }
+    TimePoint due() const noexcept {
+        TimePoint due = TimePoint::max();
+        for (const Link& link : links()) due = std::min(due, link.due());
+        return due;
+    }
+    bool in_doubt(std::size_t server) const noexcept { return fan_out_ && fan_out_->links()[server].in_doubt(); }
+
+    /// None while it has no fan-out.
+    const std::deque<Link>& links() const noexcept {
+        static const std::deque<Link> none;
+        return fan_out_ ? std::as_const(*fan_out_).links() : none;
+    }
+
+private:
+    FanOutPool<Node>& pool_;
+    std::unique_ptr<FanOut<Node>> fan_out_{};
 };
 
 } // namespace redislock::detail

@@ -3,30 +3,33 @@
 #pragma once
 
 #include "../lease/vote_count.hpp"
-#include "../net/node_set.hpp"
+#include "../net/fan_out_pool.hpp"
 #include "renewal_channels.hpp"
 #include "renewer.hpp"
 
+#include <functional>
+
 namespace redislock::detail {
 
-/// Renewals to all nodes.
+/// Renewals to all nodes: over the connections that are there, or else over new ones.
 template <class Node>
 class QuorumPort {
 public:
     using Engine = typename Node::Engine;
 
-    explicit QuorumPort(NodeSet<Node>& node_set)
-        : node_set_{node_set}, news_{std::make_shared<News>(nodes_.size())}, channels_{nodes_} {}
+    QuorumPort(NodeSet<Node>& node_set, FanOutPool<Node>& pool)
+        : node_set_{node_set}, news_{std::make_shared<News>(nodes_.size())}, channels_{pool} {}
 
     void send(Renewal renewal) {
         const unsigned group = renewal.channel_group();
         const auto vote = std::make_shared<Vote>(node_set_, std::move(renewal), news_);
-        for (std::size_t n = 0; n < nodes_.size(); ++n) channels_.to(n, group).send(vote, n);
+        for (std::size_t n = 0; n < nodes_.size(); ++n) channels_.to(group, n).send(vote, n);
+        awaited_.reserve(channels_.all.size() * nodes_.size()); // for wait(), where nothing may fail
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (Link& channel : channels_.all) channel.advance(now);
+        for (BorrowedFanOut<Node>& fan_out : channels_.all) fan_out.advance(now);
         for (const auto& [renewal, answer] : std::exchange(news_->decided, {})) answered(renewal, answer);
         for (const auto& [task, node, trouble] : std::exchange(news_->changes, {}))
             task->tell_server(nodes_[node]->name(), trouble == Errc{} ? std::error_code{} : make_error_code(trouble));
@@ -53,7 +56,12 @@ public:
         for (const Node* node : nodes_) moves += node->locator().moves();
         return std::exchange(moves_, moves) != moves;
     }
-    void wait(const typename Engine::Alarm& alarm) { Link::wait({TimePoint::max(), alarm.fd()}, channels_.all); }
+    void wait(const typename Engine::Alarm& alarm) {
+        awaited_.clear();
+        for (const BorrowedFanOut<Node>& fan_out : channels_.all)
+            awaited_.insert(awaited_.end(), fan_out.links().begin(), fan_out.links().end());
+        Link::wait({TimePoint::max(), alarm.fd()}, awaited_);
+    }
 
 private:
     using Link = typename Node::Link;
@@ -104,7 +112,8 @@ private:
     const std::vector<Node*>& nodes_ = node_set_.nodes;
     const std::shared_ptr<News> news_;
     unsigned moves_ = 0; ///< at first that is the truth, or costs a renewal that is early
-    RenewalChannels<Link, Node> channels_;
+    RenewalChannels<BorrowedFanOut<Node>, FanOutPool<Node>> channels_;
+    std::vector<std::reference_wrapper<const Link>> awaited_{};
 };
 
 } // namespace redislock::detail
