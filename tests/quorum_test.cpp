@@ -264,6 +264,22 @@ TEST_CASE("a release reaches also a server that has hung up behind an answer tha
     CHECK(three.are_free_within(5s));
 }
 
+TEST_CASE("the vote of a server that has hung up behind an answer that nobody has read yet counts for the release",
+          "[redis][quorum]") {
+    Servers five{5};
+    Quorum<Redis> quorum = five.quorum();
+    five.locked_everywhere(quorum, plain).unlock();
+    five.servers[4].kill();
+    five.servers[3].stop();
+    RedisLock lock{quorum, "k", plain};
+    five.servers[3].go_on();
+    test::until([&] { return five.servers[3].integer({"EXISTS", "k"}) == 1; });
+    five.disconnect(3);
+    five.servers[0].kill();
+    CHECK(lock.unlock() == Outcome::confirmed); // by three of five
+    for (const unsigned n : {1u, 2u, 3u}) CHECK(five.servers[n].is_empty_within(5s));
+}
+
 TEST_CASE("a release is tried again as long as a server that may have the key has not answered", "[redis][quorum]") {
     Servers three{3};
     test::Proxy way{three.servers[2]};
