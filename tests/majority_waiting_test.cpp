@@ -292,7 +292,12 @@ TEST_CASE("a look over connections that have died meanwhile costs nobody his pla
     Options options = looks_often;
     options.confirm_release = false;
     for (int i = 0; i < 5; ++i) {
-        { const Lock other{quorum, "other", options}; } // the answers to its release are not read
+        {
+            const Lock other{quorum, "other", options};
+            for (test::RedisServer& one : line.servers) one.stop();
+        } // the answers to its release come later, and are not read
+        for (test::RedisServer& one : line.servers) one.go_on();
+        test::until([&] { return line.keys("other") == 0; });
         for (test::RedisServer& one : line.servers) hang_up_on_the_others(one);
         detail::wait(-1, 0, later(now(), looks_often.recheck() + 50ms));
         CHECK(server.blocked_clients() == 1);
