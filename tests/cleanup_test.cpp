@@ -101,14 +101,27 @@ TEST_CASE("what a majority has granted is renewed, extended and released though 
     test::Servers three{3};
     Quorum<Redis> quorum = three.quorum();
     RedisLock lock{quorum, "k", ttl};
+    const bool are_others_there = GENERATE(false, true);
+    const auto let_others_ask = [&] { // for locks of their own, with connections or without
+        std::vector<std::jthread> others;
+        for (int i = 0; are_others_there && i < 4; ++i)
+            others.emplace_back([&, i] {
+                const Options own{.ttl = 60s, .renew = false};
+                for (const TimePoint end = later(now(), ttl + ttl / 2); now() < end;
+                     detail::wait(-1, 0, later(now(), 20ms)))
+                    failure([&] { return RedisLock{quorum, "other " + std::to_string(i), own, std::try_to_lock}; });
+            });
+    };
     for (auto& server : three.servers) static_cast<void>(server.integer({"DBSIZE"}));
     SECTION("for the servers are full") {
         for (auto& server : three.servers) fill_up(server);
+        let_others_ask();
         check_that_it_lasts(lock, ttl);
         for (auto& server : three.servers) make_room(server);
     }
     SECTION("for the servers' password is another one") {
         for (auto& server : three.servers) server.command({"CONFIG", "SET", "requirepass", "rotated"});
+        let_others_ask();
         check_that_it_lasts(lock, ttl);
         for (auto& server : three.servers) server.command({"CONFIG", "SET", "requirepass", ""});
     }
@@ -116,10 +129,22 @@ TEST_CASE("what a majority has granted is renewed, extended and released though 
     SECTION("for the process has no descriptor") {
         static_cast<void>(lock.lost());
         const test::NoDescriptors none{0};
+        let_others_ask();
         check_that_it_lasts(lock, ttl);
     }
 #endif
     for (auto& server : three.servers) CHECK(server.integer({"EXISTS", "k"}) == 0);
+}
+
+TEST_CASE("connections over which no majority could be asked are the last to be taken again", "[cleanup]") {
+    Redis nowhere{"unix:///nowhere/redis.sock"};
+    detail::NodeSet<Redis> node_set{{&nowhere}};
+    detail::FanOutPool<Redis> pool{node_set};
+    auto one = pool.take({}), other = pool.take({});
+    const auto* const good = one.get();
+    pool.give_back(std::move(one), true);
+    pool.give_back(std::move(other), false);
+    CHECK(pool.take({}).get() == good);
 }
 
 TEST_CASE("a server that has room for one connection serves two leases of one thread", "[redis][cleanup]") {

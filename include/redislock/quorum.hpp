@@ -120,7 +120,7 @@ public:
                 fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
             }
         }
-        fan_outs_.give_back(std::move(fan_out));
+        fan_outs_.give_back(std::move(fan_out), answer.is_about_the_key() || !request.wants_answer);
         return answer;
     }
 
@@ -174,8 +174,8 @@ public:
         return all;
     }
 
-    /// Renewals travel on connections that nobody uses at the moment, in a thread that is started with the first of
-    /// them.
+    /// Renewals travel on connections of their own, in a thread that is started with the first of them; where none can
+    /// be made, on those that nobody uses at the moment.
     void keep(const std::shared_ptr<detail::WorkerTask>& task, TimePoint when) {
         renewers_.keep(task, when, node_set_, fan_outs_);
     }

@@ -133,7 +133,7 @@ public:
         if (channel_->owed() == 0) pool_.give_back(std::move(channel_));
     }
     TimePoint due() const noexcept { return channel_ ? channel_->due() : TimePoint::max(); }
-    bool in_doubt(std::size_t /*server*/) const noexcept { return channel_ && channel_->in_doubt(); }
+    bool in_doubt() const noexcept { return channel_ && channel_->in_doubt(); }
     void add_to(ChannelWait& wait) const noexcept {
         if (channel_) wait.add(*channel_);
     }

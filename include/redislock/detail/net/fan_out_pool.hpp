@@ -14,27 +14,33 @@ public:
     explicit FanOutPool(NodeSet<Node>& node_set) : node_set_{node_set} {}
 
     /// The fan-out that a token's acquire is still owed to is the token's alone: its release must not overtake the
-    /// acquire. Else the one that was used last.
+    /// acquire. Else the one that was used last, and a new one where there is none.
     std::unique_ptr<FanOut<Node>> take(const Token& token) {
-        auto& [mutex, idle] = idle_.get();
-        {
-            const std::lock_guard guard{mutex};
-            auto& all = idle.fan_outs;
-            auto chosen = std::find_if(all.rbegin(), all.rend(), [&](const auto& one) { return one->is_owed(token); });
-            if (unsigned late = 0; chosen == all.rend())
-                for (chosen = all.rbegin(); chosen != all.rend() && !is_free(**chosen); ++chosen)
-                    if (++late > most_late) (*chosen)->suspect_the_silent();
-            if (chosen != all.rend()) return taken(all, std::next(chosen).base());
-        }
-        return std::make_unique<FanOut<Node>>(node_set_);
+        std::unique_ptr<FanOut<Node>> idle = take_idle(token);
+        return idle ? std::move(idle) : std::make_unique<FanOut<Node>>(node_set_);
     }
 
-    void give_back(std::unique_ptr<FanOut<Node>> fan_out) noexcept try {
+    /// The same, but null where there is none.
+    std::unique_ptr<FanOut<Node>> take_idle(const Token& token) {
+        auto& [mutex, idle] = idle_.get();
+        const std::lock_guard guard{mutex};
+        auto& all = idle.fan_outs;
+        auto chosen = std::find_if(all.rbegin(), all.rend(), [&](const auto& one) { return one->is_owed(token); });
+        if (unsigned late = 0; chosen == all.rend())
+            for (chosen = all.rbegin(); chosen != all.rend() && !is_free(**chosen); ++chosen)
+                if (++late > most_late) (*chosen)->suspect_the_silent();
+        return chosen == all.rend() ? nullptr : taken(all, std::next(chosen).base());
+    }
+
+    /// One that has not `served`, for no majority could be asked over it, is the last to be taken again: where servers
+    /// have no room for new connections the others are all that there is.
+    void give_back(std::unique_ptr<FanOut<Node>> fan_out, bool served) noexcept try {
         auto& [mutex, idle] = idle_.get();
         const std::lock_guard guard{mutex};
         auto& all = idle.fan_outs;
         const auto free = std::count_if(all.begin(), all.end(), [](const auto& one) { return !one->is_owed(); });
-        if (static_cast<std::size_t>(free) < most_idle || fan_out->is_owed()) all.push_back(std::move(fan_out));
+        if (static_cast<std::size_t>(free) < most_idle || fan_out->is_owed())
+            all.insert(served ? all.end() : all.begin(), std::move(fan_out));
     } catch (...) { // no room for it: it's closed
     }
 
@@ -89,46 +95,6 @@ private:
 
     NodeSet<Node>& node_set_;
     PerProcess<Guarded<Idle>> idle_;
-};
-
-/// A fan-out that is borrowed from a pool for as long as answers are owed to it: that of the grant as a rule, so that
-/// what was granted is renewed also where no other connection can be made. Not thread-safe.
-template <class Node>
-class BorrowedFanOut {
-public:
-    using Link = typename Node::Link;
-
-    explicit BorrowedFanOut(FanOutPool<Node>& pool) noexcept : pool_{pool} {}
-
-    void send(std::shared_ptr<Question> question, std::size_t server) {
-        if (!fan_out_) fan_out_ = pool_.take(Token{});
-        fan_out_->links()[server].send(std::move(question), server);
-    }
-    void advance(TimePoint now) {
-        if (!fan_out_) return;
-        std::size_t owed = 0;
-        for (Link& link : fan_out_->links()) {
-            link.advance(now);
-            owed += link.owed();
-        }
-        if (owed == 0) pool_.give_back(std::move(fan_out_));
-    }
-    TimePoint due() const noexcept {
-        TimePoint due = TimePoint::max();
-        for (const Link& link : links()) due = std::min(due, link.due());
-        return due;
-    }
-    bool in_doubt(std::size_t server) const noexcept { return fan_out_ && fan_out_->links()[server].in_doubt(); }
-
-    /// None while it has no fan-out.
-    const std::deque<Link>& links() const noexcept {
-        static const std::deque<Link> none;
-        return fan_out_ ? std::as_const(*fan_out_).links() : none;
-    }
-
-private:
-    FanOutPool<Node>& pool_;
-    std::unique_ptr<FanOut<Node>> fan_out_{};
 };
 
 } // namespace redislock::detail

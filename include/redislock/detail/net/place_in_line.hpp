@@ -41,7 +41,7 @@ public:
             } else if (!has_place && now >= patience_ends) {
                 link_.abandon({Errc::timed_out, "no answer of late"});
             } else if (look && look->is_over()) {
-                fan_outs.give_back(std::move(looking));
+                fan_outs.give_back(std::move(looking), look->here->is_busy());
                 seen_free = look->is_free() ? seen_free + 1 : 0;
                 const bool is_free = seen_free == 2; // once it may be about to be handed on
                 Failure lost = line.looked(std::move(*look->here), now);
@@ -58,7 +58,7 @@ public:
                 Link::wait({has_place ? line.look_at() : patience_ends, request.deadline.stop}, own);
             }
         }
-        if (looking) fan_outs.give_back(std::move(looking));
+        if (looking) fan_outs.give_back(std::move(looking), false);
         const bool is_of_use = turn->answer->verdict == Verdict::yes || turn->answer->is_busy();
         if (!is_of_use && !stopped(request.deadline)) node_set_.health[at_].has_no_line(node_set_.now());
         if (turn->answer->verdict == Verdict::unknown) turn->answer->verdict = Verdict::no; // the key was not asked for

@@ -93,8 +93,9 @@ private:
 
     void send(Request request, RoutedRenewal routed) {
         auto channels = channels_.find(routed.node);
-        if (channels == channels_.end()) channels = channels_.try_emplace(routed.node, routed.node->node.pool()).first;
-        BorrowedChannel& channel = channels->second.to(routed.renewal.channel_group());
+        if (channels == channels_.end())
+            channels = channels_.try_emplace(routed.node, std::vector<ChannelPool*>{&routed.node->node.pool()}).first;
+        BorrowedChannel& channel = channels->second.to(0, routed.renewal.channel_group());
         channel.send(std::make_shared<WorkerQuestion>(std::move(request), std::move(routed), table_, answers_));
     }
 

@@ -7,29 +7,30 @@
 #include "renewal_channels.hpp"
 #include "renewer.hpp"
 
-#include <functional>
-
 namespace redislock::detail {
 
-/// Renewals to all nodes: over the connections that are there, or else over new ones.
+/// Renewals to all nodes, over connections of its own. What a server could not be asked over these is asked over a
+/// fan-out that nobody uses at the moment: a server or a process that has no room for another connection must not cost
+/// a lease that was granted.
 template <class Node>
 class QuorumPort {
 public:
     using Engine = typename Node::Engine;
 
-    QuorumPort(NodeSet<Node>& node_set, FanOutPool<Node>& pool)
-        : node_set_{node_set}, news_{std::make_shared<News>(nodes_.size())}, channels_{pool} {}
+    QuorumPort(NodeSet<Node>& node_set, FanOutPool<Node>& fan_outs)
+        : node_set_{node_set}, fan_outs_{fan_outs}, news_{std::make_shared<News>(nodes_.size())}, channels_{nodes_} {}
 
     void send(Renewal renewal) {
         const unsigned group = renewal.channel_group();
         const auto vote = std::make_shared<Vote>(node_set_, std::move(renewal), news_);
-        for (std::size_t n = 0; n < nodes_.size(); ++n) channels_.to(group, n).send(vote, n);
-        awaited_.reserve(channels_.all.size() * nodes_.size()); // for wait(), where nothing may fail
+        for (std::size_t n = 0; n < nodes_.size(); ++n) channels_.to(n, group).send(vote, n);
     }
 
     template <class Answered>
     void advance(TimePoint now, Answered answered) {
-        for (BorrowedFanOut<Node>& fan_out : channels_.all) fan_out.advance(now);
+        for (Link& channel : channels_.all) channel.advance(now);
+        for (const auto& [vote, node, answer] : std::exchange(news_->refusals, {})) ask_by_spare(vote, node, answer);
+        advance_spare(now);
         for (const auto& [renewal, answer] : std::exchange(news_->decided, {})) answered(renewal, answer);
         for (const auto& [task, node, trouble] : std::exchange(news_->changes, {}))
             task->tell_server(nodes_[node]->name(), trouble == Errc{} ? std::error_code{} : make_error_code(trouble));
@@ -37,7 +38,11 @@ public:
             task->tell_votes(votes, static_cast<unsigned>(nodes_.size()));
     }
 
-    TimePoint due() const noexcept { return channels_.due(); }
+    TimePoint due() const noexcept {
+        TimePoint due = channels_.due();
+        for (const Link& link : spare_links()) due = std::min(due, link.due());
+        return due;
+    }
 
     bool may_move() const noexcept requires requires(const Node& node) { node.locator(); }
     {
@@ -57,14 +62,12 @@ public:
         return std::exchange(moves_, moves) != moves;
     }
     void wait(const typename Engine::Alarm& alarm) {
-        awaited_.clear();
-        for (const BorrowedFanOut<Node>& fan_out : channels_.all)
-            awaited_.insert(awaited_.end(), fan_out.links().begin(), fan_out.links().end());
-        Link::wait({TimePoint::max(), alarm.fd()}, awaited_);
+        Link::wait({TimePoint::max(), alarm.fd()}, channels_.all, spare_links());
     }
 
 private:
     using Link = typename Node::Link;
+    struct Vote;
 
     /// What has come of renewals since it was looked at last, and what the trouble with each server is.
     struct News {
@@ -74,13 +77,21 @@ private:
             std::size_t node;
             Errc trouble; ///< 0: there is none any more
         };
+        /// A renewal that one server has not carried out, or was not sent, and why.
+        struct Refusal {
+            std::shared_ptr<Vote> vote;
+            std::size_t node;
+            Answer answer;
+        };
         AnsweredRenewals decided{};
+        std::vector<Refusal> refusals{}; ///< of connections of our own
+        bool spare_served = false;
         std::vector<Change> changes{};
         std::vector<std::pair<std::shared_ptr<WorkerTask>, unsigned>> complete{}; ///< and its votes
         std::vector<Errc> troubles;
     };
 
-    struct Vote final : VoteCount {
+    struct Vote final : VoteCount, std::enable_shared_from_this<Vote> {
         Vote(NodeSet<Node>& of, Renewal what, std::shared_ptr<News> into)
             : VoteCount{static_cast<unsigned>(of.nodes.size()), what.request()}, node_set{of}, renewal{std::move(what)},
               news{std::move(into)} {}
@@ -88,9 +99,18 @@ private:
         const Renewal renewal;
         const std::shared_ptr<News> news;
         bool is_told = false;
+        Nodes heard = 0;
         Nodes lost = 0; ///< of a release
 
         void answered(std::size_t node, Answer answer) override {
+            const bool is_by_spare = (heard >> node & 1) != 0;
+            heard |= Nodes{1} << node;
+            if (!is_by_spare && answer.verdict == Verdict::no && !answer.is_about_the_key())
+                return news->refusals.push_back({this->shared_from_this(), node, std::move(answer)});
+            news->spare_served |= is_by_spare && answer.is_about_the_key();
+            settled(node, std::move(answer));
+        }
+        void settled(std::size_t node, Answer answer) {
             const Errc trouble = node_set.heard(node, answer);
             const Errc before = std::exchange(news->troubles[node], trouble);
             if ((before == Errc{}) != (trouble == Errc{})) news->changes.push_back({renewal.task, node, trouble});
@@ -108,12 +128,35 @@ private:
         }
     };
 
+    /// Only over a connection that is there.
+    void ask_by_spare(const std::shared_ptr<Vote>& vote, std::size_t node, const Answer& answer) {
+        const bool has_time = Engine::now() < vote->request.deadline.at;
+        if (!spare_ && has_time && (spare_ = fan_outs_.take_idle(Token{}))) spare_->advance(); // as vote() does
+        if (!spare_ || !has_time || spare_->links()[node].is_closed()) return vote->settled(node, answer);
+        spare_->links()[node].send(vote, node);
+        is_spare_asked_ = true;
+    }
+
+    void advance_spare(TimePoint now) {
+        if (!spare_) return;
+        for (Link& link : spare_->links()) link.advance(now);
+        const auto is_idle = [](const Link& link) { return link.owed() == 0; };
+        if (!std::all_of(spare_->links().begin(), spare_->links().end(), is_idle)) return;
+        const bool has_failed = std::exchange(is_spare_asked_, false) && !std::exchange(news_->spare_served, false);
+        fan_outs_.give_back(std::move(spare_), !has_failed);
+    }
+
+    const std::deque<Link>& spare_links() const noexcept { return spare_ ? std::as_const(*spare_).links() : none_; }
+
     NodeSet<Node>& node_set_;
+    FanOutPool<Node>& fan_outs_;
     const std::vector<Node*>& nodes_ = node_set_.nodes;
     const std::shared_ptr<News> news_;
     unsigned moves_ = 0; ///< at first that is the truth, or costs a renewal that is early
-    RenewalChannels<BorrowedFanOut<Node>, FanOutPool<Node>> channels_;
-    std::vector<std::reference_wrapper<const Link>> awaited_{};
+    RenewalChannels<Link, Node> channels_;
+    std::unique_ptr<FanOut<Node>> spare_{}; ///< for as long as answers are owed to it
+    bool is_spare_asked_ = false;
+    const std::deque<Link> none_{};
 };
 
 } // namespace redislock::detail

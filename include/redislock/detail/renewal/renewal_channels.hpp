@@ -5,31 +5,33 @@
 #include "../system/clock.hpp"
 
 #include <deque>
+#include <utility>
 #include <vector>
 
 namespace redislock::detail {
 
-/// Channels to a place, which may be several servers: others for each group of requests (see Renewal), and where one is
-/// in doubt, another one: a connection that is dead must not hold up what is asked from now on, and those under way on
-/// one that is only slow are not to lose it for the sake of an impatient one.
+/// Channels to each of some places, others for each group of requests (see Renewal), and where a channel is in doubt,
+/// another one to the same place: a connection that is dead must not hold up what is asked from now on, and those under
+/// way on one that is only slow are not to lose it for the sake of an impatient one.
 template <class Channel, class Place>
 class RenewalChannels {
 public:
-    explicit RenewalChannels(Place& place) noexcept : place_{place} {}
+    explicit RenewalChannels(std::vector<Place*> places) : places_{std::move(places)} {}
 
-    /// The channel for the next request of a group to this one of the servers. The first one that is not in doubt, or a
-    /// new one; where that would be more than `most`, the last: in time the others are given up, and then used anew.
-    Channel& to(unsigned group, std::size_t server = 0) {
+    /// The channel to the nth place for the next request of a group. The first one that is not in doubt, or a new one;
+    /// where that would be more than `most`, the last: in time the others are given up, and then used anew.
+    Channel& to(std::size_t nth, unsigned group) {
+        const std::pair label{nth, group};
         Channel* last = nullptr;
         unsigned count = 0;
-        for (std::size_t i = 0; i < groups_.size(); ++i) {
-            if (groups_[i] != group) continue;
+        for (std::size_t i = 0; i < labels_.size(); ++i) {
+            if (labels_[i] != label) continue;
             last = &all[i];
-            if (++count == most || !last->in_doubt(server)) return *last;
+            if (++count == most || !last->in_doubt()) return *last;
         }
-        groups_.reserve(groups_.size() + 1); // both, or none
-        all.emplace_back(place_);
-        groups_.push_back(group);
+        labels_.reserve(labels_.size() + 1); // both, or none
+        all.emplace_back(*places_[nth]);
+        labels_.push_back(label);
         return all.back();
     }
 
@@ -44,8 +46,8 @@ public:
 private:
     static constexpr unsigned most = 4;
 
-    Place& place_;
-    std::vector<unsigned> groups_; ///< of each channel
+    const std::vector<Place*> places_;
+    std::vector<std::pair<std::size_t, unsigned>> labels_; ///< of each channel: the place, and the group
 };
 
 } // namespace redislock::detail

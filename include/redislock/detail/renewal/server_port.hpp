@@ -12,10 +12,10 @@ class ServerPort {
 public:
     using Engine = System;
 
-    explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{pool} {}
+    explicit ServerPort(ChannelPool& pool) : pool_{pool}, channels_{{&pool}} {}
 
     void send(Renewal renewal) {
-        BorrowedChannel& channel = channels_.to(renewal.channel_group());
+        BorrowedChannel& channel = channels_.to(0, renewal.channel_group());
         channel.send(std::make_shared<WorkerQuestion>(std::move(renewal), pool_, answered_));
     }
     template <class Answered>
