@@ -29,7 +29,8 @@ void fill_up(test::RedisServer& server) {
 
 void make_room(test::RedisServer& server) { server.command({"CONFIG", "SET", "maxclients", "10000"}); }
 
-/// The lock outlives its first ttl, is extended, and released.
+/// The lock outlives its first ttl, is extended, and released: half-way between two renewals, for one that is under way
+/// may have the only connection.
 template <class Backend>
 void check_that_it_lasts(RedisLock<Backend>& lock, Millis ttl) {
     detail::wait(-1, 0, later(now(), ttl + ttl / 2));
@@ -107,8 +108,7 @@ TEST_CASE("what a majority has granted is renewed, extended and released though 
         for (int i = 0; are_others_there && i < 4; ++i)
             others.emplace_back([&, i] {
                 const Options own{.ttl = 60s, .renew = false};
-                for (const TimePoint end = later(now(), ttl + ttl / 2); now() < end;
-                     detail::wait(-1, 0, later(now(), 20ms)))
+                for (const TimePoint end = later(now(), ttl); now() < end; detail::wait(-1, 0, later(now(), 20ms)))
                     failure([&] { return RedisLock{quorum, "other " + std::to_string(i), own, std::try_to_lock}; });
             });
     };
@@ -133,7 +133,7 @@ TEST_CASE("what a majority has granted is renewed, extended and released though 
         check_that_it_lasts(lock, ttl);
     }
 #endif
-    for (auto& server : three.servers) CHECK(server.integer({"EXISTS", "k"}) == 0);
+    CHECK(three.are_free_within(generous)); // a minority may be later
 }
 
 TEST_CASE("connections over which no majority could be asked are the last to be taken again", "[cleanup]") {
