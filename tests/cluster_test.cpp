@@ -268,6 +268,23 @@ TEST_CASE("nodes that send us to each other for a while are followed until they 
     CHECK(home.heard < 12);
 }
 
+TEST_CASE("a renewal is followed, too, while nodes send it to each other", "[redis][cluster]") {
+    std::atomic<bool> moves{false};
+    std::atomic<int> sent_away{0};
+    std::string other;
+    FakeNode home{[&](int, const std::string& bytes) {
+        return moves && ++sent_away <= 4 ? moved_to("k", other) : grants(bytes);
+    }};
+    FakeNode seed{[&](int, const std::string&) { return moved_to("k", home.address()); }};
+    other = seed.address();
+    Cluster cluster{seed.server.tcp_uri(), {.client_name = ""}};
+    RedisLock lock{cluster, "k", 3s};
+    moves = true;
+    cluster.pause(later(now(), 4s));
+    CHECK(lock.owns_lock());
+    CHECK(sent_away > 4);
+}
+
 TEST_CASE("nodes that send us to each other for ever are followed until the deadline", "[redis][cluster]") {
     std::string other;
     FakeNode home{[&](int, const std::string&) { return moved_to("k", other); }};

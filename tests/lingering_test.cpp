@@ -103,6 +103,15 @@ TEST_CASE("what has come before a socket lingers is no answer to what was sent l
     CHECK(now() >= start + 10s);
 }
 
+TEST_CASE("a socket to which more has come than is read at once lingers, and ends, as others do", "[lingering]") {
+    LingeringShare share;
+    Pair pair;
+    const std::string much(100'000, '!');
+    REQUIRE(::send(pair.servers.fd(), much.data(), much.size(), MSG_NOSIGNAL) == 100'000);
+    share.keep(std::move(pair.ours));
+    CHECK(pair.ends_within(60s));
+}
+
 TEST_CASE("at most 64 sockets linger in a process, the latest", "[lingering]") {
     LingeringShare one, other;
     CHECK(&one.sockets == &other.sockets);
