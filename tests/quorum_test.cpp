@@ -324,7 +324,7 @@ TEST_CASE("servers that are connected to a moment later are asked too", "[redis]
     test::Proxy one{three.servers[0]}, other{three.servers[1]}, far{three.servers[2]};
     one.set(test::Proxy::Mode::delay, 40ms);
     other.set(test::Proxy::Mode::delay, 40ms);
-    far.set(test::Proxy::Mode::delay, 88ms); // when the third answer of the others grants it the second is not here yet
+    far.set(test::Proxy::Mode::delay, 88ms); // the others grant it by their third answers: it has given one by then
     const auto is_asked_of_all = [&] {
         Redis first{one.uri() + "/1"}, second{other.uri() + "/1"}, third{far.uri() + "/1"};
         Quorum<Redis> quorum{first, second, third};

@@ -9,8 +9,8 @@
 
 namespace redislock::detail {
 
-/// What the trouble is with several servers: the code of the last, or of a refusal, for that tells more, and what is to
-/// be said of all. Whose code is not the one that is left has its sentence in there, and comes first.
+/// What the trouble is with several servers: the code of the last, or of a refusal, for that tells more, and the
+/// details of all. Failures with another code come first, each with the sentence of its code.
 inline void add_trouble(Failure& all, const Failure& one) {
     const auto in_full = [](const Failure& why) { return why.detail + ": " + why.code.message() + "; "; };
     if (!one) return;

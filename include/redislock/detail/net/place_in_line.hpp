@@ -58,7 +58,7 @@ public:
                 Link::wait({has_place ? line.look_at() : patience_ends, request.deadline.stop}, own);
             }
         }
-        if (looking) fan_outs.give_back(std::move(looking), false);
+        if (looking) fan_outs.give_back(std::move(looking), false); // its look was not answered
         const bool is_of_use = turn->answer->verdict == Verdict::yes || turn->answer->is_busy();
         if (!is_of_use && !stopped(request.deadline)) node_set_.health[at_].has_no_line(node_set_.now());
         if (turn->answer->verdict == Verdict::unknown) turn->answer->verdict = Verdict::no; // the key was not asked for

@@ -1,5 +1,5 @@
-/// How a worker reaches all servers of a majority, and what it tells of them. tests/quorum_test.cpp goes red if it is
-/// wrong.
+/// How a worker reaches all servers of a majority, and what it tells of them. tests/quorum_test.cpp and
+/// tests/cleanup_test.cpp go red if it is wrong.
 #pragma once
 
 #include "../lease/vote_count.hpp"
@@ -85,7 +85,7 @@ private:
         };
         AnsweredRenewals decided{};
         std::vector<Refusal> refusals{}; ///< of connections of our own
-        bool spare_served = false;
+        bool spare_served = false;       ///< an answer about the key came over it
         std::vector<Change> changes{};
         std::vector<std::pair<std::shared_ptr<WorkerTask>, unsigned>> complete{}; ///< and its votes
         std::vector<Errc> troubles;
@@ -99,8 +99,8 @@ private:
         const Renewal renewal;
         const std::shared_ptr<News> news;
         bool is_told = false;
-        Nodes heard = 0;
-        Nodes lost = 0; ///< of a release
+        Nodes heard = 0; ///< who is heard again was asked by the spare
+        Nodes lost = 0;  ///< of a release
 
         void answered(std::size_t node, Answer answer) override {
             const bool is_by_spare = (heard >> node & 1) != 0;
