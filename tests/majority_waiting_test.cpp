@@ -1,6 +1,7 @@
 // Waiting for a lock over a majority of real servers: who is next, where the line stands, and what becomes of those in
 // it when that server is frozen, gone, or in error.
 #include "catch.hpp"
+#include "proxy.hpp"
 #include "quorum_servers.hpp"
 #include "until.hpp"
 #include "waiters.hpp"
@@ -162,6 +163,38 @@ TEST_CASE("a turn that is worth nothing wakes nobody else, and the next release 
     waiters.join();
     CHECK(now() < start + quick);
     CHECK(waiters.order().size() == 3);
+}
+
+TEST_CASE("who has had a turn in vain does not take the key that he gives back for another's",
+          "[redis][quorum][waiting]") {
+    if (test::is_over_tls("it counts bytes")) return;
+    Line line;
+    std::deque<test::Proxy> ways;
+    std::deque<Redis> nodes;
+    for (test::RedisServer& one : line.servers) nodes.emplace_back(ways.emplace_back(one).uri());
+    Quorum<Redis> quorum{nodes[0], nodes[1], nodes[2]};
+    { const Lock proven = line.locked_everywhere(quorum, looks_seldom); } // each is connected
+    CHECK(line.are_free_within(5s));
+    line.everywhere({"SET", "k", "another's", "PX", "60000"});
+    Waiters waiters{line, quorum, looks_seldom};
+    waiters.add();
+    std::size_t at = 0;
+    while (line.servers[at].blocked_clients() == 0) ++at;
+    test::RedisServer& server = line.servers[at];
+    // What undoes his grant there is late, and his place in line is not: it goes over another connection.
+    const Request acquire{Verb::acquire, "k", quorum.fresh(), looks_seldom.ttl, TimePoint{}};
+    const std::size_t undo = detail::set_command(acquire).size();
+    using Fault = test::Proxy::Fault;
+    ways[at].strike_at({Fault::Kind::delay, test::Proxy::Way::up, undo, 200ms});
+    const auto grants = [&] { return server.statistic("commandstats", "cmdstat_set:calls="); };
+    const auto before = grants();
+    server.command({"DEL", "k"});
+    server.command({"RPUSH", "{k}:redislock:turn", ""});
+    const TimePoint start = now();
+    test::until([&] { return grants() > before && server.integer({"EXISTS", "k"}) == 0; });
+    line.everywhere({"DEL", "k"}); // and nobody is told
+    waiters.join();
+    CHECK(now() < start + quick);
 }
 
 TEST_CASE("where one server does not let those who wait block the next one does", "[redis][quorum][waiting]") {

@@ -197,6 +197,7 @@ private:
         question.wants_answer = how != Release::unconfirmed;
         bool is_open = false;
         const auto judge = [&](const Answer& answer) {
+            question.released |= answer.released;
             if (!answer.is_about_the_key()) trouble_ = answer.why; // to which it may have been deleted
             is_open = answer.is_trouble();
             return lease.released(answer);

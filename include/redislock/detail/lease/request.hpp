@@ -65,6 +65,10 @@ struct Request {
     /// known to be silent.
     Nodes nodes = all_nodes;
 
+    /// Of a release to a majority that is asked for again: who has carried it out. Their votes stand, and they are not
+    /// asked any more: they would say that the key is gone.
+    Nodes released = 0;
+
     /// Of a release: false: nobody in line is to be told of it. It takes back what is worth nothing to the next one
     /// either.
     bool hands_on = true;
@@ -97,6 +101,7 @@ struct Answer {
         0;                   ///< acquire, if it was to be numbered: greater than that of all earlier grants of the key
     Nodes nodes = all_nodes; ///< acquire: who has the key now, or may have it yet
     std::optional<TimePoint> asked{}; ///< acquire: when the key itself was asked for, after a turn was waited for
+    Nodes released = 0;               ///< release: who has carried it out
     bool was_held = false;            ///< acquire: it waited, and saw that somebody had the key. Also beside an unknown
 
     /// The key is held, by whatever it may be.

@@ -4,6 +4,7 @@
 
 #include "request.hpp"
 
+#include <bit>
 #include <memory>
 #include <utility>
 
@@ -34,13 +35,14 @@ inline Failure no_majority(std::size_t failed, std::size_t nodes, const Failure&
 /// The votes on one question, of as many nodes as there are, and what they amount to.
 class VoteCount : public Question {
 public:
-    VoteCount(unsigned nodes, Request what) : Question{std::move(what)}, nodes_{nodes}, majority_{nodes / 2 + 1} {}
+    VoteCount(unsigned nodes, Request what)
+        : Question{std::move(what)}, nodes_{nodes}, majority_{nodes / 2 + 1}, counted_{votes()} {}
 
     void count(std::size_t node, const Answer& answer) {
         ++counted_;
         if (answer.verdict == Verdict::no) may_have_ &= ~(Nodes{1} << node);
         if (answer.verdict == Verdict::yes) {
-            ++yes_;
+            yes_ |= Nodes{1} << node;
             agreeing_ = answer.fencing_token == fencing_token_  ? agreeing_ + 1
                         : answer.fencing_token > fencing_token_ ? 1
                                                                 : agreeing_;
@@ -66,26 +68,27 @@ public:
         if (is_won() || given_up_ || open == 0) return true;
         const unsigned gone = expired_ + stolen_;
         if (request.verb == Verb::acquire) // lost, and known for what reason
-            return yes_ + open < majority_ && (yes_ + busy_ >= majority_ || yes_ + busy_ + open < majority_);
-        return cannot_win(gone) || (yes_ + open < majority_ && !cannot_win(gone + open));
+            return votes() + open < majority_ && (votes() + busy_ >= majority_ || votes() + busy_ + open < majority_);
+        return cannot_win(gone) || (votes() + open < majority_ && !cannot_win(gone + open));
     }
 
     /// What they amount to, once that is decided.
     Answer result() const {
         if (is_won()) return {.verdict = Verdict::yes, .fencing_token = fencing_token_};
         if (request.verb == Verb::acquire) {
-            if (busy_ > 0 && yes_ + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
+            if (busy_ > 0 && votes() + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
         } else if (cannot_win(expired_ + stolen_)) {
             return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
         }
         const bool is_over = given_up_ || !is_decided(); // then those still to come are late
         const unsigned heard = is_over ? nodes_ : counted_;
-        return {sent_ || yes_ > 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
-                no_majority(heard - yes_ - busy_ - expired_ - stolen_, nodes_, trouble_)};
+        return {.verdict = sent_ || yes_ != 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
+                .why = no_majority(heard - votes() - busy_ - expired_ - stolen_, nodes_, trouble_),
+                .released = request.verb == Verb::release ? yes_ : Nodes{0}};
     }
 
-    /// How many have said yes; and whether all have answered, or will not.
-    unsigned votes() const noexcept { return yes_; }
+    /// How many have said yes, or had before; and whether all have answered, or will not.
+    unsigned votes() const noexcept { return static_cast<unsigned>(std::popcount(yes_)); }
     bool is_complete() const noexcept { return counted_ == nodes_; }
 
     /// Whether a majority has said the number that is the grant's.
@@ -103,13 +106,14 @@ public:
     Nodes may_have() const noexcept { return may_have_; }
 
 private:
-    bool is_won() const noexcept { return yes_ >= majority_ && !given_up_; }
+    bool is_won() const noexcept { return votes() >= majority_ && !given_up_; }
 
     /// With so many against it, there is no majority for it.
     bool cannot_win(unsigned against) const noexcept { return against > nodes_ - majority_; }
 
     const unsigned nodes_, majority_;
-    unsigned counted_ = 0, yes_ = 0, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
+    Nodes yes_ = request.released;
+    unsigned counted_, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
     Nodes may_have_ = all_nodes;
     bool sent_ = false, given_up_ = false;
     std::uint64_t fencing_token_ = 0;

@@ -45,51 +45,31 @@ public:
 
     /// Puts the question to all servers that are not at rest, and counts their answers until those still to come can't
     /// change the result, or it is `end`, or a server at rest may be asked again, for it may be needed in place of a
-    /// silent one; and for an acquire not much longer for those that were silent before. A release whose answer isn't
-    /// wanted goes to those alone that may have the key; and as long as one of them is still being connected to, the
-    /// vote goes on. The server where others stand in line comes last: whoever is woken there finds the key free at the
-    /// others.
+    /// silent one; and for an acquire not much longer for those that were silent before, nor for a release that no
+    /// majority can carry out. A release whose answer isn't wanted goes to those alone that may have the key; and as
+    /// long as one of them is still being connected to, the vote goes on. The server where others stand in line comes
+    /// last: whoever is woken there finds the key free at the others.
     std::shared_ptr<VoteCount> vote(const Request& request, Deadline end) {
         advance(); // else who has hung up behind an answer that nobody has read is not noticed
         auto votes = std::make_shared<Poll>(node_set_, request);
         const TimePoint now = node_set_.now();
-        const bool spares = node_set_.can_spare_who_rests(now);
-        const std::size_t nodes = node_set_.nodes.size(), last = node_set_.line_of(request.key, now).value_or(0);
-        for (std::size_t n = (last + 1) % nodes, i = 0; i < nodes; ++i, n = (n + 1) % nodes) {
-            const Health& health = node_set_.health[n];
-            const bool needs_it =
-                request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
-            if (!needs_it && (!request.wants_answer || (spares && health.rests(now)))) {
-                if (request.verb == Verb::acquire)
-                    end.at = std::min(end.at, std::max(health.until(), now + Health::least));
-                const std::string silent = node_set_.nodes[n]->name() + ": no answer of late";
-                votes->unasked |= Nodes{1} << n;
-                votes->count(n, {Verdict::no, {Errc::unreachable, silent}});
-            } else {
-                if (request.verb == Verb::acquire && health.is_silent()) votes->may_be_silent |= Nodes{1} << n;
-                if constexpr (tells_identity)
-                    if (request.verb == Verb::acquire && !node_set_.identities.is_known(n))
-                        links_[n].identify(node_set_.identities, n, request.deadline);
-                links_[n].send(votes, n);
-                node_set_.advance(links_[n], n, now);
-            }
-        }
-        const TimePoint for_the_silent = votes->may_be_silent != 0 ? now + 2 * Health::least : TimePoint::max();
+        put_to_all(votes, now, end);
+        const TimePoint soon = now + 2 * Health::least; // so long votes are waited for that may not be needed
         const auto is_done = [&] {
-            if (node_set_.now() >= for_the_silent && votes->awaits_only_silent()) return true;
+            if (node_set_.now() >= soon && votes->awaits_only_silent()) return true;
             if (request.wants_answer && !votes->is_decided()) return false;
+            if (node_set_.now() < soon && votes->may_be_missed()) return false;
             if (request.verb == Verb::release) return is_sent(request, now);
             return request.verb != Verb::acquire || has_asked_all(now, end);
         };
         const auto arrives = [&] { return advance(), is_done(); };
         while (!is_done() && node_set_.now() < end.at && !spin_wait_(arrives) && !stopped(end)) {
-            const bool is_short = node_set_.now() < for_the_silent;
-            Link::wait(end.by(is_short ? std::min(end.at, for_the_silent) : end.at), links_);
+            Link::wait(end.by(node_set_.now() < soon ? std::min(end.at, soon) : end.at), links_);
             advance();
         }
         if (!is_done()) advance(); // we may have been paused meanwhile, and the answers are here
         if (request.verb == Verb::release) {
-            for (std::size_t n = 0; n < nodes; ++n)
+            for (std::size_t n = 0; n < links_.size(); ++n)
                 if (may_come_to_nothing(request, n)) votes->lost |= Nodes{1} << n;
             votes->is_over = true;
             votes->hand_over_lost();
@@ -109,6 +89,11 @@ public:
             links_[n].announce(look, n);
         }
         return look;
+    }
+
+    /// Waits until that server owes no answer.
+    void settle(std::size_t node, const Deadline& end) {
+        while (advance(), links_[node].owed() > 0 && node_set_.now() < end.at && !stopped(end)) Link::wait(end, links_);
     }
 
     void advance() {
@@ -162,6 +147,11 @@ private:
             node_set.hand_over(request.nodes & lost & ~handed_over_, request);
             handed_over_ |= lost;
         }
+        /// Where there is trouble a release is asked for again, and those who have carried it out say then that the key
+        /// is gone. Whether votes are still to come by which we would know who that was.
+        bool may_be_missed() const {
+            return request.verb == Verb::release && request.wants_answer && !is_complete() && result().is_trouble();
+        }
         bool awaits_only_silent() const noexcept {
             const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
             return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;
@@ -170,6 +160,33 @@ private:
     private:
         Nodes handed_over_ = 0;
     };
+
+    /// Shortens `end` to the time when a server at rest may be asked again, for an acquire.
+    void put_to_all(const std::shared_ptr<Poll>& votes, TimePoint now, Deadline& end) {
+        const Request& request = votes->request;
+        const bool spares = node_set_.can_spare_who_rests(now);
+        const std::size_t nodes = node_set_.nodes.size(), last = node_set_.line_of(request.key, now).value_or(0);
+        for (std::size_t n = (last + 1) % nodes, i = 0; i < nodes; ++i, n = (n + 1) % nodes) {
+            if (request.released >> n & 1) continue;
+            const Health& health = node_set_.health[n];
+            const bool needs_it =
+                request.verb == Verb::release ? (request.nodes >> n & 1) != 0 : request.verb == Verb::extend;
+            if (!needs_it && (!request.wants_answer || (spares && health.rests(now)))) {
+                if (request.verb == Verb::acquire)
+                    end.at = std::min(end.at, std::max(health.until(), now + Health::least));
+                const std::string silent = node_set_.nodes[n]->name() + ": no answer of late";
+                votes->unasked |= Nodes{1} << n;
+                votes->count(n, {Verdict::no, {Errc::unreachable, silent}});
+            } else {
+                if (request.verb == Verb::acquire && health.is_silent()) votes->may_be_silent |= Nodes{1} << n;
+                if constexpr (tells_identity)
+                    if (request.verb == Verb::acquire && !node_set_.identities.is_known(n))
+                        links_[n].identify(node_set_.identities, n, request.deadline);
+                links_[n].send(votes, n);
+                node_set_.advance(links_[n], n, now);
+            }
+        }
+    }
 
     /// Whether the server may never carry the release out: it has not been sent yet, for the server does not read, or
     /// it is behind a WAIT, where it is dropped if the connection ends first. Where the acquire has not been sent
