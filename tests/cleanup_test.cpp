@@ -299,6 +299,7 @@ TEST_CASE("an undo that finds the key not ours is asked for once more, for the a
         TimePoint time{1h};
         Request release{Verb::release, "k", Token::from_bits(1, 2), 10s, time};
         release.was_granted = was_granted;
+        release.released = 1;
         detail::PendingRelease pending{release, {.ttl = 10s}, time};
         int times = 0;
         for (; time < TimePoint{1h} + 5s; time += 20ms) {
@@ -306,6 +307,7 @@ TEST_CASE("an undo that finds the key not ours is asked for once more, for the a
             ++times;
             pending.answered(release.token, {Verdict::no, {why, {}}}, time, time);
             CHECK(pending.is_untried() == (times == 1 && !was_granted));
+            CHECK(pending.worker_request(release.token, time).released == 0); // nobody hears the outcome
         }
         return times;
     };

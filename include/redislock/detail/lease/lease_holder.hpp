@@ -195,9 +195,11 @@ private:
         question.ttl =
             std::max(options.ttl, std::chrono::ceil<Millis>(std::max(lease.end(), longest_) - backend.now()));
         question.wants_answer = how != Release::unconfirmed;
+        question.is_retried = how == Release::until_answered;
         bool is_open = false;
         const auto judge = [&](const Answer& answer) {
             question.released |= answer.released;
+            question.nodes &= ~answer.released;
             if (!answer.is_about_the_key()) trouble_ = answer.why; // to which it may have been deleted
             is_open = answer.is_trouble();
             return lease.released(answer);

@@ -65,8 +65,11 @@ struct Request {
     /// known to be silent.
     Nodes nodes = all_nodes;
 
-    /// Of a release to a majority that is asked for again: who has carried it out. Their votes stand, and they are not
-    /// asked any more: they would say that the key is gone.
+    /// Of a release: it is asked for again while there is trouble.
+    bool is_retried = false;
+
+    /// Of a release to a majority that was asked for before: who has carried it out. Their votes stand, and they are
+    /// not asked any more: they would say that the key is gone.
     Nodes released = 0;
 
     /// Of a release: false: nobody in line is to be told of it. It takes back what is worth nothing to the next one

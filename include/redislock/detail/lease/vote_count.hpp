@@ -58,6 +58,7 @@ public:
             ++stolen_;
         } else {
             sent_ |= answer.verdict == Verdict::unknown;
+            troubled_ += request.nodes >> node & 1;
             add_trouble(trouble_, answer.why);
         }
     }
@@ -66,10 +67,9 @@ public:
     bool is_decided() const noexcept {
         const unsigned open = nodes_ - counted_;
         if (is_won() || given_up_ || open == 0) return true;
-        const unsigned gone = expired_ + stolen_;
         if (request.verb == Verb::acquire) // lost, and known for what reason
             return votes() + open < majority_ && (votes() + busy_ >= majority_ || votes() + busy_ + open < majority_);
-        return cannot_win(gone) || (votes() + open < majority_ && !cannot_win(gone + open));
+        return is_gone() || (votes() + open < majority_ && !cannot_win(expired_ + stolen_ + open));
     }
 
     /// What they amount to, once that is decided.
@@ -77,12 +77,13 @@ public:
         if (is_won()) return {.verdict = Verdict::yes, .fencing_token = fencing_token_};
         if (request.verb == Verb::acquire) {
             if (busy_ > 0 && votes() + busy_ >= majority_) return {Verdict::no, why_busy_, left_};
-        } else if (cannot_win(expired_ + stolen_)) {
+        } else if (is_gone()) {
             return {Verdict::no, {stolen_ >= expired_ ? Errc::stolen : Errc::expired, {}}};
         }
         const bool is_over = given_up_ || !is_decided(); // then those still to come are late
         const unsigned heard = is_over ? nodes_ : counted_;
-        return {.verdict = sent_ || yes_ != 0 || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
+        const bool has_won_some = (yes_ & ~request.released) != 0;
+        return {.verdict = sent_ || has_won_some || counted_ < nodes_ ? Verdict::unknown : Verdict::no,
                 .why = no_majority(heard - votes() - busy_ - expired_ - stolen_, nodes_, trouble_),
                 .released = request.verb == Verb::release ? yes_ : Nodes{0}};
     }
@@ -90,6 +91,13 @@ public:
     /// How many have said yes, or had before; and whether all have answered, or will not.
     unsigned votes() const noexcept { return static_cast<unsigned>(std::popcount(yes_)); }
     bool is_complete() const noexcept { return counted_ == nodes_; }
+
+    /// A majority says so. Or nobody is left who may have the key, and could make up a majority with those who have
+    /// carried the release out before: it is not known who else has.
+    bool is_gone() const noexcept {
+        const unsigned open = nodes_ - counted_;
+        return cannot_win(expired_ + stolen_) || (request.released != 0 && votes() + troubled_ + open < majority_);
+    }
 
     /// Whether a majority has said the number that is the grant's.
     bool agrees_on_fencing_token() const noexcept { return agreeing_ >= majority_; }
@@ -105,15 +113,17 @@ public:
     /// Who did what was asked for, or may do so yet.
     Nodes may_have() const noexcept { return may_have_; }
 
-private:
+    /// A majority has said yes, and it is not taken back.
     bool is_won() const noexcept { return votes() >= majority_ && !given_up_; }
 
+private:
     /// With so many against it, there is no majority for it.
     bool cannot_win(unsigned against) const noexcept { return against > nodes_ - majority_; }
 
     const unsigned nodes_, majority_;
     Nodes yes_ = request.released;
     unsigned counted_, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
+    unsigned troubled_ = 0; ///< of those who may have the key
     Nodes may_have_ = all_nodes;
     bool sent_ = false, given_up_ = false;
     std::uint64_t fencing_token_ = 0;

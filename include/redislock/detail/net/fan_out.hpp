@@ -91,8 +91,9 @@ public:
         return look;
     }
 
-    /// Waits until that server owes no answer.
-    void settle(std::size_t node, const Deadline& end) {
+    /// Waits until that server owes no answer, but for 100 ms at most.
+    void settle(std::size_t node, Deadline end) {
+        end = end.by(node_set_.now() + 10 * Health::least);
         while (advance(), links_[node].owed() > 0 && node_set_.now() < end.at && !stopped(end)) Link::wait(end, links_);
     }
 
@@ -147,11 +148,9 @@ private:
             node_set.hand_over(request.nodes & lost & ~handed_over_, request);
             handed_over_ |= lost;
         }
-        /// Where there is trouble a release is asked for again, and those who have carried it out say then that the key
-        /// is gone. Whether votes are still to come by which we would know who that was.
-        bool may_be_missed() const {
-            return request.verb == Verb::release && request.wants_answer && !is_complete() && result().is_trouble();
-        }
+        /// Whether votes are still to come by which we know who has carried the release out: when it is asked for again
+        /// those say that the key is gone.
+        bool may_be_missed() const noexcept { return request.is_retried && !is_complete() && !is_won() && !is_gone(); }
         bool awaits_only_silent() const noexcept {
             const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
             return (heard & ~may_be_silent) != 0 && (heard | may_be_silent | unasked) == all;

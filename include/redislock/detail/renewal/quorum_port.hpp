@@ -23,8 +23,7 @@ public:
     void send(Renewal renewal) {
         const unsigned group = renewal.channel_group();
         const auto vote = std::make_shared<Vote>(node_set_, std::move(renewal), news_);
-        for (std::size_t n = 0; n < nodes_.size(); ++n)
-            if ((vote->request.released >> n & 1) == 0) channels_.to(n, group).send(vote, n);
+        for (std::size_t n = 0; n < nodes_.size(); ++n) channels_.to(n, group).send(vote, n);
     }
 
     template <class Answered>
