@@ -220,6 +220,20 @@ TEST_CASE("a release reaches also a server to which a connection is being made, 
     CHECK(three.are_free_within(5s));
 }
 
+TEST_CASE("a release for which a connection is being made goes over that one, and costs no other", "[redis][quorum]") {
+    Servers three{3, 1};
+    Quorum<Redis> quorum = three.quorum();
+    for (int i = 0; i < 100; ++i) {
+        RedisLock lock = three.locked_everywhere(quorum, {.ttl = 60s, .renew = false, .request_timeout = 10s});
+        three.disconnect(2);
+        const auto connections = [&] { return three.servers[2].statistic("stats", "total_connections_received:"); };
+        const auto before = connections();
+        CHECK(lock.unlock() == Outcome::confirmed);
+        CHECK(three.are_free_within(5s));
+        CHECK(connections() == before + 1);
+    }
+}
+
 TEST_CASE("a release does not wait for a connection to a server that can not have the key", "[redis][quorum]") {
     Servers three{3, 1};
     Quorum<Redis> quorum = three.quorum();
@@ -380,15 +394,24 @@ TEST_CASE("a vote for a release that comes when there is no majority to be had c
     test::Proxy late{three.servers[1]};
     Redis behind{late.uri()};
     Quorum<Redis> quorum{three.nodes[0], behind, three.nodes[2]};
-    RedisLock lock{quorum, "k", {.ttl = 60s, .renew = false, .request_timeout = 10s}};
-    three.disconnect(0);
-    three.servers[0].command({"CONFIG", "SET", "maxclients", "1"});
-    late.set(test::Proxy::Mode::delay, 5ms);
-    const std::jthread operations{[&] {
-        while (three.servers[1].integer({"EXISTS", "k"}) == 1) std::this_thread::yield();
-        three.servers[0].command({"CONFIG", "SET", "maxclients", "10000"});
-    }};
-    CHECK(lock.unlock() == Outcome::confirmed);
+    const auto unlocked = [&] {
+        late.set(test::Proxy::Mode::forward);
+        RedisLock lock{quorum, "k", {.ttl = 60s, .renew = false, .request_timeout = 10s}};
+        three.disconnect(0);
+        three.servers[0].command({"CONFIG", "SET", "maxclients", "1"});
+        late.set(test::Proxy::Mode::delay, 5ms);
+        const std::jthread operations{[&] {
+            test::until([&] { return three.servers[1].integer({"EXISTS", "k"}) == 0; });
+            three.servers[0].command({"CONFIG", "SET", "maxclients", "10000"});
+        }};
+        return lock.unlock();
+    };
+    Outcome outcome{}; // at times a busy machine is later than votes are waited for
+    for (int tries = 0; tries < 5 && (outcome = unlocked()) != Outcome::confirmed; ++tries) {
+        CHECK(outcome == Outcome::unknown);
+        CHECK(three.are_free_within(5s));
+    }
+    CHECK(outcome == Outcome::confirmed);
 }
 
 TEST_CASE("a frozen server is not flooded with releases of what it can not have", "[redis][quorum]") {

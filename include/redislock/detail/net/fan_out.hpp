@@ -54,7 +54,8 @@ public:
         auto votes = std::make_shared<Poll>(node_set_, request);
         const TimePoint now = node_set_.now();
         put_to_all(votes, now, end);
-        const TimePoint soon = now + 2 * Health::least; // so long votes are waited for that may not be needed
+        // So long votes are waited for that may not be needed.
+        const TimePoint soon = now + (request.is_retried ? 10 : 2) * Health::least;
         const auto is_done = [&] {
             if (node_set_.now() >= soon && votes->awaits_only_silent()) return true;
             if (request.wants_answer && !votes->is_decided()) return false;
