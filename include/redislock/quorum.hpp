@@ -118,7 +118,7 @@ public:
                 question.hands_on = !turn.queued || !answer.is_busy();
                 question.deadline = in_its_own_time();
                 fan_out->vote(question, TimePoint{}); // behind the acquire, on the same connections
-                // Who stands in line again before that is done finds the key held, by himself, and sleeps.
+                // Whoever stands in line again before that is done finds the key held, by himself, and sleeps.
                 const auto at = node_set_.line_of(request.key, now());
                 if (at && turn.queued && answer.is_busy()) fan_out->settle(*at, end);
             }

@@ -198,7 +198,7 @@ private:
         question.is_retried = how == Release::until_answered;
         bool is_open = false;
         const auto judge = [&](const Answer& answer) {
-            question.released |= answer.released;
+            question.released |= answer.released; // for the next time
             question.nodes &= ~answer.released;
             if (!answer.is_about_the_key()) trouble_ = answer.why; // to which it may have been deleted
             is_open = answer.is_trouble();

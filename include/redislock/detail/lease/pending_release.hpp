@@ -18,7 +18,7 @@ public:
         : release_{std::move(release)}, timeout_{std::max(options.effective_request_timeout(), Millis{1'000})},
           gone_by_{later(now, release_.ttl)} {
         release_.wants_answer = true;
-        release_.released = 0; // nobody hears the outcome: those who say that the key is gone are to end it
+        release_.released = 0; // all are asked: a majority that says that the key is gone ends it
     }
 
     Step step(TimePoint now) noexcept override {

@@ -88,12 +88,13 @@ public:
                 .released = request.verb == Verb::release ? yes_ : Nodes{0}};
     }
 
-    /// How many have said yes, or had before; and whether all have answered, or will not.
+    /// How many have said yes, now or before; and whether all have answered, or will not.
     unsigned votes() const noexcept { return static_cast<unsigned>(std::popcount(yes_)); }
     bool is_complete() const noexcept { return counted_ == nodes_; }
 
-    /// A majority says so. Or nobody is left who may have the key, and could make up a majority with those who have
-    /// carried the release out before: it is not known who else has.
+    /// Of an extension or a release: a majority says that the key is gone. Or, of a release that was asked for before,
+    /// those who may still have the key are too few to make up a majority with those who have carried it out: what
+    /// became of it at the others will not be known.
     bool is_gone() const noexcept {
         const unsigned open = nodes_ - counted_;
         return cannot_win(expired_ + stolen_) || (request.released != 0 && votes() + troubled_ + open < majority_);
@@ -123,7 +124,7 @@ private:
     const unsigned nodes_, majority_;
     Nodes yes_ = request.released;
     unsigned counted_, busy_ = 0, expired_ = 0, stolen_ = 0, agreeing_ = 0;
-    unsigned troubled_ = 0; ///< of those who may have the key
+    unsigned troubled_ = 0; ///< those who may have the key, and have not said what became of it
     Nodes may_have_ = all_nodes;
     bool sent_ = false, given_up_ = false;
     std::uint64_t fencing_token_ = 0;

@@ -1,6 +1,6 @@
 /// How one question is put to several servers at once: over which connections, to whom not, and for how long their
 /// answers are waited for. What the votes amount to the VoteCount says; what a question is for is the quorum's affair.
-/// tests/quorum_test.cpp goes red if it is wrong, and tests/wire_test.cpp.
+/// tests/quorum_test.cpp, tests/wire_test.cpp and tests/majority_waiting_test.cpp go red if it is wrong.
 #pragma once
 
 #include "../lease/vote_count.hpp"
@@ -54,8 +54,8 @@ public:
         auto votes = std::make_shared<Poll>(node_set_, request);
         const TimePoint now = node_set_.now();
         put_to_all(votes, now, end);
-        // So long votes are waited for that may not be needed.
-        const TimePoint soon = now + (request.is_retried ? 10 : 2) * Health::least;
+        // So long votes are waited for that make no difference to the result.
+        const TimePoint soon = now + (request.is_retried ? longest_grace : 2 * Health::least);
         const auto is_done = [&] {
             if (node_set_.now() >= soon && votes->awaits_only_silent()) return true;
             if (request.wants_answer && !votes->is_decided()) return false;
@@ -94,7 +94,7 @@ public:
 
     /// Waits until that server owes no answer, but for 100 ms at most.
     void settle(std::size_t node, Deadline end) {
-        end = end.by(node_set_.now() + 10 * Health::least);
+        end = end.by(node_set_.now() + longest_grace);
         while (advance(), links_[node].owed() > 0 && node_set_.now() < end.at && !stopped(end)) Link::wait(end, links_);
     }
 
@@ -120,6 +120,7 @@ public:
     }
 
 private:
+    static constexpr TimePoint::duration longest_grace = 10 * Health::least;
     static constexpr bool tells_identity = requires(Link & link, Identities& of, const Deadline& end) {
         link.identify(of, 0, end);
     };
@@ -149,8 +150,8 @@ private:
             node_set.hand_over(request.nodes & lost & ~handed_over_, request);
             handed_over_ |= lost;
         }
-        /// Whether votes are still to come by which we know who has carried the release out: when it is asked for again
-        /// those say that the key is gone.
+        /// Whether votes are still to come that tell who has carried the release out. When it is asked for again these
+        /// servers will say that the key is gone.
         bool may_be_missed() const noexcept { return request.is_retried && !is_complete() && !is_won() && !is_gone(); }
         bool awaits_only_silent() const noexcept {
             const Nodes all = (Nodes{1} << node_set.nodes.size()) - 1;
@@ -161,7 +162,7 @@ private:
         Nodes handed_over_ = 0;
     };
 
-    /// Shortens `end` to the time when a server at rest may be asked again, for an acquire.
+    /// For an acquire it shortens `end` to the time when a server at rest may be asked again.
     void put_to_all(const std::shared_ptr<Poll>& votes, TimePoint now, Deadline& end) {
         const Request& request = votes->request;
         const bool spares = node_set_.can_spare_who_rests(now);
